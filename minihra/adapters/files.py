@@ -1,0 +1,147 @@
+"""Adapters on disk: safetensors files, one for a whole HRA and a small one for a single task.
+
+The metadata of a task's file carries the SHA-256 of the controller that its head was trained with. A head for another
+controller is refused: it would load without complaint and change the model at random.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from minihra.adapters.hra import HRA
+from minihra.adapters.parts import CELLS, HEADS, CellParams
+from minihra.arrays import Array
+from minihra.tree import Tree, escape, from_leaves, leaves, map_leaves, unescape
+
+FORMAT = "1"
+
+
+def controller_hash(cell: str, controller: CellParams) -> str:
+    """Return the SHA-256 (hexadecimal) of a controller: its cell, and name, type, shape and bytes of each leaf."""
+    digest = hashlib.sha256(cell.encode())
+    for name, leaf in leaves(controller):
+        digest.update(f"{name} {leaf.dtype.str} {leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def save_adapter(hra: HRA, path: str | Path) -> None:
+    """Write the controller and all heads of `hra` to a safetensors file."""
+    _write(path, hra.p, "hra", hra, tasks=" ".join(map(escape, hra.task_names)))
+
+
+def load_adapter(path: str | Path) -> HRA:
+    """Read an HRA that `save_adapter` wrote.
+
+    Raises:
+        ValueError: the file is not such a file, is damaged, or holds other tensors than its sizes ask for.
+        FileNotFoundError: there is no such file.
+    """
+    tensors, metadata = _read(path, "hra")
+    hra = HRA(
+        int(metadata["width"]),
+        int(metadata["state_size"]),
+        cell=metadata["cell"],
+        head=metadata["head"],
+        bottleneck=int(metadata["bottleneck"]) if metadata["head"] == "ffn" else None,
+        dtype=np.dtype(metadata["dtype"]),
+    )
+    for task in metadata["tasks"].split():
+        hra.add_task(unescape(task))
+    hra.p = _fill(path, hra.p, tensors)
+    return hra
+
+
+def save_task(hra: HRA, task: str, path: str | Path) -> None:
+    """Write the head of one task to a safetensors file.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    if task not in hra.p.heads:
+        raise ValueError(f"unknown task {task!r}; known: {', '.join(hra.task_names)}")
+    _write(path, hra.p.heads[task], "hra-task", hra, task=task)
+
+
+def load_task(hra: HRA, path: str | Path, name: str | None = None) -> str:
+    """Add the task in a file of `save_task` to `hra`, under its own name or as `name`. Returns the name.
+
+    Raises:
+        ValueError: the file is not such a file, is damaged, its head belongs to another controller (both hashes are
+            shown) or is of another kind or size, or the name is taken.
+        FileNotFoundError: there is no such file.
+    """
+    tensors, metadata = _read(path, "hra-task")
+    ours, theirs = controller_hash(hra.cell, hra.p.controller), metadata["controller_sha256"]
+    if ours != theirs:
+        raise ValueError(
+            f"{path}: this head was trained with the controller {theirs}, but the adapter's controller is {ours}"
+        )
+    name = name or metadata["task"]
+    hra.add_task(name)
+    try:
+        hra.p.heads[name] = _fill(path, hra.p.heads[name], tensors)
+    except ValueError:
+        hra.remove_task(name)
+        raise
+    return name
+
+
+def _write(path: str | Path, tree: Tree, kind: str, hra: HRA, **more: str) -> None:
+    """Write the leaves of `tree` with the facts of `hra` as metadata, under a temporary name that is then renamed."""
+    metadata = {
+        "format": FORMAT,
+        "kind": kind,
+        "cell": hra.cell,
+        "head": hra.head,
+        "width": str(hra.width),
+        "state_size": str(hra.state_size),
+        "bottleneck": str(hra.bottleneck),
+        "dtype": hra.dtype.name,
+        "controller_sha256": controller_hash(hra.cell, hra.p.controller),
+        **more,
+    }
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(save({name: np.ascontiguousarray(leaf) for name, leaf in leaves(tree)}, metadata))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(path: str | Path, kind: str) -> tuple[dict[str, Array], dict[str, str]]:
+    """Return the tensors and the metadata of a file of this kind and format."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
+    if metadata.get("kind") != kind:
+        raise ValueError(f"{path}: not a file of kind {kind!r} but {metadata.get('kind')!r}")
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path}: format version {metadata.get('format')}, but this minihra reads {FORMAT}")
+    wanted = ("cell", "head", "width", "state_size", "bottleneck", "dtype", "controller_sha256")
+    wanted += ("tasks",) if kind == "hra" else ("task",)
+    missing = [key for key in wanted if key not in metadata]
+    if missing or metadata["cell"] not in CELLS or metadata["head"] not in HEADS:
+        raise ValueError(f"{path}: damaged metadata (missing: {', '.join(missing) or 'none'}; {metadata})")
+    return tensors, metadata
+
+
+def _fill(path: str | Path, template: Tree, tensors: dict[str, Array]) -> Tree:
+    """Return a tree like `template` with the tensors of a file, which must be the same in name, shape and type."""
+    expected = {name: (leaf.shape, leaf.dtype.name) for name, leaf in leaves(template)}
+    found = {name: (tensor.shape, tensor.dtype.name) for name, tensor in tensors.items()}
+    if expected != found:
+        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        details = "; ".join(f"{name}: expected {expected.get(name)}, found {found.get(name)}" for name in wrong)
+        raise ValueError(f"{path}: other tensors than the adapter has: {details}")
+    return map_leaves(np.array, from_leaves(template, tensors))

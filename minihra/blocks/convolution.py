@@ -1,0 +1,109 @@
+"""The convolution module. Gulati et al. 2020, 2005.08100, section 2.2 and figure 2.
+
+    u = pointwise2(swish(inner_norm(depthwise(glu(pointwise1(norm(x)))))))     C -> 2C -> C
+
+The inner norm is a layer norm, or a batch norm: with the statistics of the batch while its backbone trains, with running
+ones otherwise.
+"""
+
+from typing import NamedTuple
+
+from minihra.arrays import Array
+from minihra.layers.activations import GLUCache, SwishCache
+from minihra.layers.conv import DepthwiseConvCache, DepthwiseConvParams
+from minihra.layers.linear import LinearCache, LinearParams
+from minihra.layers.norms import (
+    BatchNormCache,
+    BatchNormParams,
+    BatchStatistics,
+    LayerNormCache,
+    LayerNormParams,
+    RunningNormCache,
+)
+from minihra.ops import (
+    batch_norm_backward,
+    batch_norm_forward,
+    depthwise_conv_backward,
+    depthwise_conv_forward,
+    glu_backward,
+    glu_forward,
+    layer_norm_backward,
+    layer_norm_forward,
+    linear_backward,
+    linear_forward,
+    running_norm_backward,
+    running_norm_forward,
+    swish_backward,
+    swish_forward,
+)
+
+NORM_BACKWARD = {
+    LayerNormCache: layer_norm_backward,
+    BatchNormCache: batch_norm_backward,
+    RunningNormCache: running_norm_backward,
+}
+
+
+class ConvolutionParams(NamedTuple):
+    """Parameters of the convolution module."""
+
+    norm: LayerNormParams  # (C,)
+    pointwise1: LinearParams  # (C, 2C)
+    depthwise: DepthwiseConvParams  # (K, C)
+    inner_norm: LayerNormParams | BatchNormParams  # (C,)
+    pointwise2: LinearParams  # (C, C)
+
+
+class ConvolutionCache(NamedTuple):
+    """What `convolution_backward` reads."""
+
+    norm: LayerNormCache
+    pointwise1: LinearCache
+    glu: GLUCache
+    depthwise: DepthwiseConvCache
+    inner_norm: LayerNormCache | BatchNormCache | RunningNormCache
+    swish: SwishCache
+    pointwise2: LinearCache
+
+
+def convolution_forward(
+    x: Array,
+    valid: Array,
+    statistics: BatchStatistics | None,
+    p: ConvolutionParams,
+    *,
+    train: bool = False,
+    params: bool = True,
+) -> tuple[Array, BatchStatistics | None, ConvolutionCache]:
+    """Map x (B, T, C) to the branch u (B, T, C).
+
+    `statistics` is None for a layer norm. Returns u, the new running statistics (the old ones unless `train`) and the
+    cache.
+    """
+    a, norm = layer_norm_forward(x, p.norm, params=params)  # (1)
+    a, pointwise1 = linear_forward(a, p.pointwise1, params=params)  # (2)
+    a, glu = glu_forward(a)  # (3)
+    a, depthwise = depthwise_conv_forward(a, valid, p.depthwise, params=params)  # (4)
+    if isinstance(p.inner_norm, LayerNormParams):
+        a, inner_norm = layer_norm_forward(a, p.inner_norm, params=params)  # (5)
+    elif train:
+        a, statistics, inner_norm = batch_norm_forward(a, valid, statistics, p.inner_norm)  # (5)
+    else:
+        a, inner_norm = running_norm_forward(a, statistics, p.inner_norm, params=params)  # (5)
+    a, swish = swish_forward(a)  # (6)
+    u, pointwise2 = linear_forward(a, p.pointwise2, params=params)  # (7)
+    return u, statistics, ConvolutionCache(norm, pointwise1, glu, depthwise, inner_norm, swish, pointwise2)
+
+
+def convolution_backward(du: Array, cache: ConvolutionCache) -> tuple[Array, ConvolutionParams | None]:
+    """Return dx (B, T, C), through the branch alone, and dp for du (B, T, C)."""
+    da, dpointwise2 = linear_backward(du, cache.pointwise2)  # (7)
+    da = swish_backward(da, cache.swish)  # (6)
+    da, dinner_norm = NORM_BACKWARD[type(cache.inner_norm)](da, cache.inner_norm)  # (5)
+    da, ddepthwise = depthwise_conv_backward(da, cache.depthwise)  # (4)
+    da = glu_backward(da, cache.glu)  # (3)
+    da, dpointwise1 = linear_backward(da, cache.pointwise1)  # (2)
+    dx, dnorm = layer_norm_backward(da, cache.norm)  # (1)
+    if dnorm is None:
+        return dx, None
+    return dx, ConvolutionParams(dnorm, dpointwise1, ddepthwise, dinner_norm, dpointwise2)

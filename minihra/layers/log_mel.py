@@ -1,0 +1,83 @@
+"""Log-mel filterbank features of a waveform, and the gradient back to its samples.
+
+    frame_t = window * samples[t hop : t hop + W]          T = 1 + (samples - W) // hop frames, no centring
+    X_t     = rfft(frame_t, padded with zeros to n_fft)
+    mel_t   = |X_t|^2 filters                              (n_fft/2+1 bins) -> (F mel bins)
+    y_t     = log(max(mel_t, floor))
+
+Filters: F triangles of peak 1 whose F+2 corners are equally spaced on the mel scale, 2595 log10(1 + f / 700), f in Hz
+(O'Shaughnessy 1987; the scale of HTK).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minihra.arrays import Array, array_module, as_strided
+
+FLOOR = 1e-10
+
+
+class LogMelCache(NamedTuple):
+    """What `log_mel_backward` reads."""
+
+    spectrum: Array  # (..., T, n_fft//2+1)  complex
+    mel: Array  # (..., T, F)
+    samples: int
+    window: Array  # (W,)
+    filters: Array  # (n_fft//2+1, F)
+    hop: int
+    n_fft: int
+    floor: float
+
+
+def hann_window(W: int) -> Array:
+    """Return the periodic Hann window (W,), float64."""
+    return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(W) / W)
+
+
+def mel_filters(sample_rate: int, n_fft: int, F: int, low: float, high: float) -> Array:
+    """Return triangular filters (n_fft//2+1, F) between `low` and `high` Hz, float64."""
+    mel_low, mel_high = 2595 * np.log10(1 + np.array([low, high]) / 700)
+    corner = 700 * (10 ** (np.linspace(mel_low, mel_high, F + 2) / 2595) - 1)  # Hz
+    bins = np.arange(n_fft // 2 + 1)[:, None] * (sample_rate / n_fft)
+    rising = (bins - corner[:-2]) / (corner[1:-1] - corner[:-2])
+    falling = (corner[2:] - bins) / (corner[2:] - corner[1:-1])
+    return np.maximum(0, np.minimum(rising, falling))
+
+
+def frame_view(samples: Array, W: int, hop: int) -> Array:
+    """View contiguous samples (..., n) as overlapping frames (..., T, W)."""
+    T = max(0, 1 + (samples.shape[-1] - W) // hop)
+    *outer, one = samples.strides
+    return as_strided(samples, (*samples.shape[:-1], T, W), (*outer, hop * one, one))
+
+
+def log_mel_forward(
+    samples: Array, window: Array, filters: Array, *, hop: int, n_fft: int, floor: float = FLOOR
+) -> tuple[Array, LogMelCache]:
+    """Map contiguous samples (..., n) to log-mel features (..., T, F); a frame never reads beyond its own window."""
+    xp = array_module(samples)
+    frames = frame_view(samples, len(window), hop) * window  # (1)
+    spectrum = xp.fft.rfft(frames, n_fft)  # (2)
+    power = spectrum.real**2 + spectrum.imag**2  # (3)
+    mel = power @ filters  # (4)
+    y = xp.log(xp.maximum(mel, floor))  # (5)
+    return y, LogMelCache(spectrum, mel, samples.shape[-1], window, filters, hop, n_fft, floor)
+
+
+def log_mel_backward(dy: Array, cache: LogMelCache) -> Array:
+    """Return dsamples (..., n) for dy (..., T, F). Window and filters are constants."""
+    spectrum, mel, n, window, filters, hop, n_fft, floor = cache
+    xp = array_module(dy)
+    dmel = xp.where(mel > floor, dy / xp.maximum(mel, floor), 0)  # (5)
+    dpower = dmel @ filters.T  # (4)
+    dspectrum = 2 * dpower * spectrum  # (3)
+    # The inverse transform of a real signal counts every bin twice but the first and, for even n_fft, the last, and
+    # divides by n_fft; the transpose of rfft counts every bin once.
+    dspectrum[..., 1 : (n_fft + 1) // 2] *= 0.5
+    dframes = xp.fft.irfft(dspectrum, n_fft)[..., : len(window)] * n_fft * window  # (2) (1)
+    dsamples = xp.zeros((*dy.shape[:-2], n), dy.dtype)
+    for t in range(dy.shape[-2]):
+        dsamples[..., t * hop : t * hop + len(window)] += dframes[..., t, :]  # (1)
+    return dsamples

@@ -1,0 +1,29 @@
+"""The one padding mask: `valid`, bool of shape (B, T), True = real frame. Frames are padded at the end."""
+
+from types import ModuleType
+
+import numpy as np
+
+from minihra.arrays import Array, array_module
+
+
+def valid_from_lengths(lengths: Array, frames: int, xp: ModuleType = np) -> Array:
+    """Return the mask (B, frames) of utterances with `lengths` (B,) real frames each.
+
+    Raises:
+        ValueError: a length is negative or larger than `frames`.
+    """
+    lengths = np.asarray(lengths)
+    if lengths.ndim != 1 or (lengths < 0).any() or (lengths > frames).any():
+        raise ValueError(f"lengths must be one number from 0 to {frames} for each utterance, got {lengths.tolist()}")
+    return xp.arange(frames)[None, :] < xp.asarray(lengths)[:, None]
+
+
+def hide(x: Array, valid: Array) -> Array:
+    """Return `x` (B, T, ...) with padded frames replaced by 0, whatever they hold, NaN too."""
+    return array_module(x).where(valid.reshape(valid.shape + (1,) * (x.ndim - 2)), x, 0)
+
+
+def halve(valid: Array) -> Array:
+    """Return the mask (B, ceil(T/2)) after a stride of 2: n frames become ceil(n/2)."""
+    return valid[:, ::2]

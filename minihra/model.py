@@ -1,0 +1,101 @@
+"""Backbone, edit and loss: the forward up the depth of the network, and the backward down again.
+
+The model works for any backbone and any edit (blocks/protocol.py). With a frozen backbone only the edit has gradients, and
+the backward ends at the first layer's output.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minihra.arrays import Array, array_module
+from minihra.blocks.protocol import Backbone, Context, Edit, Training
+from minihra.ops import ctc_backward, ctc_forward
+from minihra.tree import Tree, add
+
+
+class ModelCache(NamedTuple):
+    """What `backward` reads. `context.valid` (B, T) tells which frames of the output are real."""
+
+    backbone: Backbone
+    context: Context
+    embed: Any  # None when the backbone is frozen
+    layers: tuple[Any, ...]
+    readout: Any
+
+
+class Gradients(NamedTuple):
+    """The gradients of a model: trees like the parameters of the backbone and of the adapter."""
+
+    backbone: Tree  # None when it is frozen
+    adapter: Tree  # None without an edit
+
+
+def forward(
+    backbone: Backbone, inputs: Array, lengths: Array, edit: Edit | None = None, training: Training | None = None
+) -> tuple[Array, ModelCache]:
+    """Return the outputs y (B, T, V) of padded inputs, of which `lengths` (B,) frames are real."""
+    x, context, embed = backbone.embed(inputs, lengths, training)  # (1)
+    layers, carry = [], None
+    for l in range(backbone.depth):
+        x, carry, cache = backbone.layer_forward(l, x, context, edit, carry)  # (2)
+        layers.append(cache)
+    y, readout = backbone.readout_forward(x, context)  # (3)
+    return y, ModelCache(backbone, context, embed, tuple(layers), readout)
+
+
+def backward(dy: Array, cache: ModelCache) -> Gradients:
+    """Return the gradients of everything that trains for dy (B, T, V)."""
+    backbone, _, embed, caches, readout = cache
+    dx, dreadout = backbone.readout_backward(dy, readout)  # (3)
+    dlayers, dcarry, dadapter = [None] * backbone.depth, None, None
+    for l in reversed(range(backbone.depth)):
+        dx, dcarry, dlayers[l], dedit = backbone.layer_backward(l, dx, dcarry, caches[l])  # (2)
+        dadapter = add(dadapter, dedit)
+        if dx is None:
+            break
+    if dreadout is None:
+        return Gradients(None, dadapter)
+    dembed = backbone.embed_backward(dx, embed)  # (1)
+    return Gradients(type(backbone.p)(dembed, tuple(dlayers), dreadout), dadapter)
+
+
+class Labels(NamedTuple):
+    """Label sequences of a batch, padded to the longest."""
+
+    labels: Array  # (B, S)
+    lengths: Array  # (B,)
+
+
+def pack_labels(sequences: Sequence[Sequence[int]], size: int, blank: int = 0) -> Labels:
+    """Pad label sequences with `blank`.
+
+    Raises:
+        ValueError: a label is the blank, or outside 0 ... size - 1 (which row, which label).
+    """
+    lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+    labels = np.full((len(sequences), lengths.max(initial=0)), blank, dtype=np.int64)
+    for row, sequence in enumerate(sequences):
+        for label in sequence:
+            if not 0 <= label < size or label == blank:
+                raise ValueError(f"row {row}: label {label} is not one of 0 ... {size - 1} without the blank {blank}")
+        labels[row, : len(sequence)] = sequence
+    return Labels(labels, lengths)
+
+
+class Loss(NamedTuple):
+    """The CTC loss of a batch."""
+
+    mean: Array  # 0-d, over the feasible utterances; 0 where there is none
+    utterances: Array  # (B,)
+    feasible: Array  # (B,)  bool
+
+
+def ctc_loss(logits: Array, valid: Array, labels: Labels, *, blank: int = 0) -> tuple[Loss, Array]:
+    """Return the mean loss over the feasible utterances and its gradient dlogits (B, T, V)."""
+    xp = array_module(logits)
+    losses, cache = ctc_forward(logits, valid, xp.asarray(labels.labels), xp.asarray(labels.lengths), blank=blank)
+    share = cache.feasible.astype(logits.dtype)
+    share = share / xp.maximum(share.sum(), 1)  # (B,)  the derivative of the mean
+    return Loss((losses * share).sum(), losses, cache.feasible), ctc_backward(share, cache)

@@ -1,0 +1,94 @@
+"""Trees: nested containers of arrays. Parameters, gradients and caches are trees.
+
+A tree is a NamedTuple, a tuple, a dict, None (no leaf) or an array (a leaf). A gradient tree has the containers of its
+parameter tree, but entries may be missing from a dict or be None: an absent gradient is exactly zero. Leaves have
+dotted names, `layers.0.ffn1.up.W`, which are the keys of checkpoints, golden files and port tables. In the keys of a
+dict, that is in the names of tasks, a dot is written %2E and a per cent sign %25.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from minihra.arrays import Array, array_module
+
+Tree = Any
+"""What annotations call a tree."""
+
+
+def escape(key: str) -> str:
+    """Return `key` in the form in which it stands in a dotted name."""
+    return key.replace("%", "%25").replace(".", "%2E")
+
+
+def unescape(part: str) -> str:
+    """Undo `escape`."""
+    return part.replace("%2E", ".").replace("%25", "%")
+
+
+def children(tree: Tree) -> list[tuple[str, Tree]]:
+    """Return the named children of a container; of a leaf or None, the empty list."""
+    if isinstance(tree, dict):
+        return [(escape(key), child) for key, child in tree.items()]
+    if isinstance(tree, tuple):
+        return list(zip(getattr(tree, "_fields", map(str, range(len(tree)))), tree, strict=True))
+    return []
+
+
+def rebuild(tree: Tree, new_children: list[Tree]) -> Tree:
+    """Return a container like `tree` that holds `new_children`, in the order of `children(tree)`."""
+    if isinstance(tree, dict):
+        return dict(zip(tree, new_children, strict=True))
+    return type(tree)(*new_children) if hasattr(tree, "_fields") else tuple(new_children)
+
+
+def leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Array]]:
+    """Yield (dotted name, array) for every leaf, depth first."""
+    if isinstance(tree, (dict, tuple)):
+        for name, child in children(tree):
+            yield from leaves(child, f"{prefix}.{name}" if prefix else name)
+    elif tree is not None:
+        yield prefix, tree
+
+
+def map_leaves(function: Callable[..., Array], tree: Tree, *others: Tree) -> Tree:
+    """Return a tree like `tree` whose leaves are `function(leaf, ...)`, with the leaves of `others` in the same places."""
+    if isinstance(tree, (dict, tuple)):
+        places = zip(*([child for _, child in children(t)] for t in (tree, *others)), strict=True)
+        return rebuild(tree, [map_leaves(function, *place) for place in places])
+    return None if tree is None else function(tree, *others)
+
+
+def from_leaves(template: Tree, named: Mapping[str, Array], prefix: str = "") -> Tree:
+    """Return a tree like `template` with the arrays of `named`; the opposite of `dict(leaves(tree))`.
+
+    Raises:
+        KeyError: a leaf of the template is missing from `named`.
+    """
+    if isinstance(template, (dict, tuple)):
+        return rebuild(
+            template,
+            [from_leaves(child, named, f"{prefix}.{name}" if prefix else name) for name, child in children(template)],
+        )
+    return None if template is None else named[prefix]
+
+
+def add(total: Tree, tree: Tree) -> Tree:
+    """Return the sum of two gradient trees. What is absent in one is taken from the other; neither is changed."""
+    if total is None or tree is None:
+        return tree if total is None else total
+    if isinstance(tree, dict):
+        return total | {key: add(total.get(key), child) for key, child in tree.items()}
+    if isinstance(tree, tuple):
+        return rebuild(tree, [add(a, b) for a, b in zip(total, tree, strict=True)])
+    return total + tree
+
+
+def count(tree: Tree) -> int:
+    """Return the number of elements in all leaves."""
+    return sum(leaf.size for _, leaf in leaves(tree))
+
+
+def global_norm(tree: Tree) -> Array:
+    """Return the Euclidean norm over all leaves, a 0-d array of their type; 0.0 for a tree without leaves."""
+    squares = [(leaf * leaf).sum() for _, leaf in leaves(tree)]
+    return array_module(squares[0]).sqrt(sum(squares)) if squares else 0.0

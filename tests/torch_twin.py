@@ -1,0 +1,329 @@
+"""The whole model once more in PyTorch: a Conformer with Hierarchical Recurrent Adapters, gradients by autograd.
+
+It is written from the equations and not from the NumPy code, of which it imports nothing, so that agreement in the loss
+and in every gradient is evidence. Parameters keep the names and the layout of the NumPy tree (a linear map is
+y = x @ W + b), hence values and gradients compare one to one, without a conversion table.
+
+Letters: B batch, T frames, F mel bins, C width, A heads, D = C/A, K kernel, H state, R bottleneck, L layers, V labels.
+`valid` is bool (B, T), True = real frame.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+Tree = dict[str, Any]  # nested dicts with tensors at the leaves
+Reach = tuple[int | None, int | None]
+Tasks = Sequence[str] | None
+Map = Callable[[Tensor], Tensor]
+EPS = 1e-5
+
+
+def unflatten(named: Mapping[str, Any], dtype: torch.dtype) -> Tree:
+    """{"a.b.W": array} -> {"a": {"b": {"W": tensor}}}; the arrays are copied."""
+    tree: Tree = {}
+    for name, value in named.items():
+        *path, leaf = name.split(".")
+        node = tree
+        for key in path:
+            node = node.setdefault(key, {})
+        node[leaf] = torch.tensor(value, dtype=dtype)
+    return tree
+
+
+def valid_frames(lengths: Tensor, T: int) -> Tensor:
+    """(B,) -> (B, T)."""
+    return torch.arange(T, device=lengths.device) < lengths[:, None]
+
+
+class Leaf(nn.Module):
+    """A module whose parameters (or buffers) are the arrays of one node: W, b, g, ..."""
+
+    def __init__(self, p: Tree, buffers: bool = False):
+        super().__init__()
+        for name, value in p.items():
+            setattr(self, name, nn.Buffer(value) if buffers else nn.Parameter(value))
+
+
+class Linear(Leaf):
+    """(..., in) -> (..., out), W (in, out), b (out,) or absent."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.W.T, getattr(self, "b", None))
+
+
+def linear_maps(p: Tree) -> nn.Module:
+    """A tree of linear maps."""
+    return Linear(p) if "W" in p else nn.ModuleDict({name: linear_maps(q) for name, q in p.items()})
+
+
+class LayerNorm(Leaf):
+    """(..., C) -> (..., C), g and b (C,)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.g.shape, self.g, self.b, EPS)
+
+
+class BatchNorm(Leaf):
+    """(B, T, C) -> (B, T, C) by running mean and var (C,); in training mode by those of the valid frames, padding 0."""
+
+    def forward(self, x: Tensor, valid: Tensor, running: Leaf) -> Tensor:
+        args = (running.mean, running.var, self.g, self.b)
+        if not self.training:
+            return F.batch_norm(x.flatten(0, 1), *args, eps=EPS).view_as(x)
+        y = torch.zeros_like(x)
+        y[valid] = F.batch_norm(x[valid], *args, training=True, momentum=0.1, eps=EPS)
+        return y
+
+
+class Conv2d(Leaf):
+    """(B, in, T, F) -> (B, out, ceil(T/2), ceil(F/2)), 3 x 3, stride 2; W (3, 3, in, out) is [time, freq, in, out]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.W.permute(3, 2, 0, 1), self.b, stride=2, padding=1)
+
+
+class DepthwiseConv1d(Leaf):
+    """(B, T, C) -> (B, T, C), W (K, C), b (C,): cross-correlation over time, zeros outside, (K-1)//2 of them before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        K, C = self.W.shape
+        x = F.pad(x.transpose(1, 2), ((K - 1) // 2, K // 2))
+        return F.conv1d(x, self.W.T[:, None], self.b, groups=C).transpose(1, 2)
+
+
+class Subsampling(nn.Module):
+    """(B, T, F), lengths (B,) -> (B, T4, C), lengths (B,): two strided convolutions; n frames become ceil(n/4)."""
+
+    def __init__(self, p: Tree):
+        super().__init__()
+        self.conv1, self.conv2, self.out = Conv2d(p["conv1"]), Conv2d(p["conv2"]), Linear(p["out"])
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        x = x[:, None].masked_fill(~valid_frames(lengths, x.shape[1])[:, None, :, None], 0)  # clears NaN, too
+        for conv in (self.conv1, self.conv2):
+            x, lengths = conv(x).relu(), (lengths + 1) // 2
+            x = x.masked_fill(~valid_frames(lengths, x.shape[2])[:, None, :, None], 0)
+        return self.out(x.permute(0, 2, 3, 1).flatten(2)), lengths  # each frame as (frequency, channel)
+
+
+class FeedForward(nn.Module):
+    """(B, T, C) -> (B, T, C)."""
+
+    def __init__(self, p: Tree):
+        super().__init__()
+        self.norm, self.up, self.down = LayerNorm(p["norm"]), Linear(p["up"]), Linear(p["down"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.up(self.norm(x))))
+
+
+def position_table(x: Tensor) -> Tensor:
+    """The sinusoids (2T-1, C) of the relative positions T-1, ..., -(T-1), for x (B, T, C)."""
+    T, C = x.shape[1:]
+    position = torch.arange(T - 1, -T, -1, dtype=torch.float64, device=x.device)
+    angle = position[:, None] / 10000 ** (torch.arange(0, C, 2, device=x.device).double() / C)
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)[:, :C].to(x.dtype)
+
+
+def visible_keys(valid: Tensor, reach: Reach | None) -> Tensor:
+    """(B, 1, T, T): True where query i may look at key j, i.e. j is valid and i - left <= j <= i + right."""
+    T = valid.shape[1]
+    left, right = (T if side is None else side for side in reach or (None, None))
+    band = torch.ones(T, T, dtype=torch.bool, device=valid.device).triu(-left).tril(right)
+    return band & valid[:, None, None, :]
+
+
+def relative_shift(s: Tensor) -> Tensor:
+    """(..., T, 2T-1) with columns T-1, ..., -(T-1) -> (..., T, T): out[i, j] is the column of position i - j."""
+    *batch, T, n = s.shape
+    return F.pad(s, (1, 0)).reshape(*batch, n + 1, T)[..., 1:, :].reshape(s.shape)[..., :T]
+
+
+class Attention(nn.Module):
+    """(B, T, C) -> (B, T, C): self-attention with the relative positions of Transformer-XL; u and v are (A, D)."""
+
+    def __init__(self, p: Tree, heads: int):
+        super().__init__()
+        self.heads, self.norm, self.bias = heads, LayerNorm(p["norm"]), Leaf(p["bias"])
+        self.query, self.key, self.value = Linear(p["query"]), Linear(p["key"]), Linear(p["value"])
+        self.position, self.out = Linear(p["position"]), Linear(p["out"])
+
+    def split(self, x: Tensor) -> Tensor:
+        """(..., T, C) -> (..., A, T, D)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+
+    def forward(self, x: Tensor, table: Tensor, visible: Tensor) -> Tensor:
+        x = self.norm(x)
+        q, k, v, r = map(self.split, (self.query(x), self.key(x), self.value(x), self.position(table)))
+        mask = relative_shift((q + self.bias.v[:, None]) @ r.transpose(-2, -1)) / q.shape[-1] ** 0.5
+        mask = mask.masked_fill(~visible, torch.finfo(x.dtype).min)  # finite: a query without keys stays finite, too
+        y = F.scaled_dot_product_attention(q + self.bias.u[:, None], k, v, attn_mask=mask)
+        y = y.masked_fill(~visible.any(-1, keepdim=True), 0)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class Convolution(nn.Module):
+    """(B, T, C) -> (B, T, C); the inner norm is a batch norm where there are running statistics for it."""
+
+    def __init__(self, p: Tree, batch_norm: bool):
+        super().__init__()
+        self.norm, self.depthwise = LayerNorm(p["norm"]), DepthwiseConv1d(p["depthwise"])
+        self.pointwise1, self.pointwise2 = Linear(p["pointwise1"]), Linear(p["pointwise2"])
+        self.inner_norm = BatchNorm(p["inner_norm"]) if batch_norm else LayerNorm(p["inner_norm"])
+
+    def forward(self, x: Tensor, valid: Tensor, running: Leaf | None) -> Tensor:
+        x = self.depthwise(F.glu(self.pointwise1(self.norm(x))).masked_fill(~valid[..., None], 0))
+        x = self.inner_norm(x) if running is None else self.inner_norm(x, valid, running)
+        return self.pointwise2(F.silu(x))
+
+
+class Block(nn.Module):
+    """(B, T, C) -> (B, T, C): one Conformer block."""
+
+    def __init__(self, p: Tree, heads: int, batch_norm: bool):
+        super().__init__()
+        self.ffn1, self.ffn2, self.norm = FeedForward(p["ffn1"]), FeedForward(p["ffn2"]), LayerNorm(p["norm"])
+        self.attention, self.conv = Attention(p["attention"], heads), Convolution(p["conv"], batch_norm)
+
+    def forward(self, x: Tensor, valid: Tensor, table: Tensor, visible: Tensor, running: Leaf | None) -> Tensor:
+        x = x + 0.5 * self.ffn1(x)
+        x = x + self.attention(x, table, visible)
+        x = x + self.conv(x, valid, running)
+        return self.norm(x + 0.5 * self.ffn2(x))
+
+
+class Cell(Leaf):
+    """x (..., C), h (..., H) -> the next h (..., H); W (C, gates*H), U (H, gates*H), b (gates*H,), u and c (H,).
+
+    The gates of li_gru are z, n. Those of gru are r, z, n, as in nn.GRUCell, of whose second bias c is the part for n.
+    """
+
+    def __init__(self, p: Tree, kind: str):
+        super().__init__(p)
+        self.kind, self.H = kind, self.W.shape[1] // {"gru": 3, "li_gru": 2, "rnn": 1, "indrnn": 1, "none": 1}[kind]
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        if self.kind == "gru":
+            c = F.pad(self.c, (2 * self.H, 0))
+            return torch.gru_cell(x.flatten(0, -2), h.flatten(0, -2), self.W.T, self.U.T, self.b, c).view_as(h)
+        a = F.linear(x, self.W.T, self.b)
+        if self.kind == "none":
+            return a.relu()
+        if self.kind == "indrnn":
+            return (a + self.u * h).relu()
+        if self.kind == "rnn":
+            return (a + h @ self.U).tanh()
+        z, n = (a + h @ self.U).chunk(2, dim=-1)
+        return torch.lerp(n.relu(), h, z.sigmoid())  # z*h + (1-z)*n
+
+
+def batched(maps: Sequence[Linear], which: Tensor) -> Map:
+    """One linear map for each row: (rows, T, in) -> (rows, T, out), row i by maps[which[i]]."""
+    W, b = torch.stack([m.W for m in maps])[which], torch.stack([m.b for m in maps])[which, None]
+    return lambda x: torch.baddbmm(b, x, W)
+
+
+def through(steps: Sequence[Map], x: Tensor) -> Tensor:
+    """A head: one linear map, or two with relu between them."""
+    return reduce(lambda y, step: step(y.relu()), steps[1:], steps[0](x))
+
+
+class Adapter(nn.Module):
+    """One controller for all layers and one head a task: a linear map, or two with R features between them."""
+
+    def __init__(self, p: Tree, cell: str, tasks: Sequence[str], heads_mode: str):
+        super().__init__()
+        self.controller = Cell(p["controller"], cell)
+        self.heads = linear_maps({t: p["heads"][t] for t in tasks})
+        self.heads_mode = heads_mode
+
+    def choose(self, tasks: Sequence[str], device: torch.device) -> Map:
+        """The heads of these rows as one map (rows, T, H) -> (rows, T, C), made once and used at all layers."""
+        present = list(dict.fromkeys(tasks))
+        steps = [[q] if isinstance(q, Linear) else [q["up"], q["down"]] for q in (self.heads[t] for t in present)]
+        if self.heads_mode == "gather":
+            which = torch.tensor([present.index(t) for t in tasks], device=device)
+            gathered = [batched(maps, which) for maps in zip(*steps, strict=True)]
+            return lambda h: through(gathered, h)
+        rows = [torch.tensor([i for i, t in enumerate(tasks) if t == n], device=device) for n in present]
+        back = torch.cat(rows).argsort()
+        return lambda h: torch.cat([through(s, h[i]) for s, i in zip(steps, rows, strict=True)])[back]
+
+
+class TorchHRA(nn.Module):
+    """Backbone, adapter and loss, from the parameters of the NumPy tree by their dotted names.
+
+    A frozen backbone runs as at inference also in training mode. `heads_mode` says how a batch of several tasks meets
+    its heads: "gather" (stacked, one batched product) or "loop" (over the distinct tasks).
+    """
+
+    def __init__(
+        self, named: Mapping[str, Any], *, heads: int, cell: str | None, tasks: tuple[str, ...],
+        reach: Reach | None = None, blank: int = 0, dtype: torch.dtype = torch.float64,
+        freeze_backbone: bool = True, heads_mode: str = "gather",
+    ):  # fmt: skip
+        super().__init__()
+        if heads_mode not in ("gather", "loop"):
+            raise ValueError(f"heads_mode is 'gather' or 'loop', not {heads_mode!r}")
+        p = unflatten(named, dtype)
+        self.reach, self.blank, self.freeze_backbone = reach, blank, freeze_backbone
+        running, layers = p.get("statistics", {}), p["backbone"]["layers"]
+        self.statistics = nn.ModuleList(Leaf(running[str(l)], buffers=True) for l in range(len(running)))
+        blocks = nn.ModuleList(Block(layers[str(l)], heads, bool(running)) for l in range(len(layers)))
+        entrance, readout = Subsampling(p["backbone"]["subsampling"]), Linear(p["backbone"]["readout"])
+        self.backbone = nn.ModuleDict({"subsampling": entrance, "layers": blocks, "readout": readout})
+        self.tasks = tuple(t for t in tasks if t != "base") if cell else ()
+        self.adapter = Adapter(p["adapter"], cell, self.tasks, heads_mode) if cell else None
+        if unused := set(named) - set(self.state_dict()):
+            raise ValueError(f"parameters without a place: {sorted(unused)}")
+        self.backbone.requires_grad_(not freeze_backbone)
+        self.train()
+
+    def train(self, mode: bool = True) -> "TorchHRA":
+        super().train(mode)
+        self.backbone.train(mode and not self.freeze_backbone)
+        return self
+
+    def forward(self, features: Tensor, lengths: Tensor, tasks: Tasks = None) -> tuple[Tensor, Tensor]:
+        """(B, T, F), (B,), one task a row (None: all "base") -> logits (B, T4, V), lengths (B,)."""
+        weight = self.backbone["readout"].W
+        features = torch.as_tensor(features, dtype=weight.dtype, device=weight.device)
+        x, lengths = self.backbone["subsampling"](features, torch.as_tensor(lengths, device=weight.device))
+        valid = valid_frames(lengths, x.shape[1])
+        table, visible = position_table(x), visible_keys(valid, self.reach)
+        tasks = ["base"] * len(x) if tasks is None else list(tasks)
+        if len(tasks) != len(x) or not set(tasks) <= {"base", *self.tasks}:
+            raise ValueError(f"expected {len(x)} tasks out of {('base', *self.tasks)}, got {tasks}")
+
+        if rows := [i for i, t in enumerate(tasks) if t != "base"]:
+            head = self.adapter.choose([tasks[i] for i in rows], x.device)
+            h = x.new_zeros(len(rows), x.shape[1], self.adapter.controller.H)
+            index = torch.tensor(rows, device=x.device)
+        for l, block in enumerate(self.backbone["layers"]):
+            x = block(x, valid, table, visible, self.statistics[l] if self.statistics else None)
+            if rows:
+                everyone = len(rows) == len(x)
+                h = self.adapter.controller(x if everyone else x[index], h)
+                x = x + head(h) if everyone else x.index_add(0, index, head(h))
+        return self.backbone["readout"](x), lengths
+
+    def loss(self, features: Tensor, lengths: Tensor, labels: list[list[int]], tasks: Tasks = None) -> Tensor:
+        """CTC, the mean over the utterances whose labels fit into their frames (0 where there is none)."""
+        logits, lengths = self(features, lengths, tasks)
+        needed = [len(s) + sum(a == b for a, b in pairwise(s)) for s in labels]
+        fits = lengths >= torch.tensor(needed, device=lengths.device)
+        targets = torch.tensor([k for s in labels for k in s], dtype=torch.long, device=logits.device)
+        sizes = torch.tensor([len(s) for s in labels], device=logits.device)
+        scores = logits.log_softmax(-1).transpose(0, 1)
+        losses = F.ctc_loss(scores, targets, lengths, sizes, self.blank, reduction="none", zero_infinity=True)
+        return (losses * fits).sum() / fits.sum().clamp(min=1)
+
+    def named_gradients(self) -> dict[str, Any]:
+        """The gradient of every parameter that got one, as NumPy arrays under the dotted names."""
+        return {name: p.grad.cpu().clone().numpy() for name, p in self.named_parameters() if p.grad is not None}
