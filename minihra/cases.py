@@ -1,195 +1,218 @@
-"""The tiny inputs of every pair, every block and the whole model: one source for `minihra check`, the ladder of tests and
-the golden vectors.
+"""The tiny inputs of every pair: with model_cases.py the source of `minihra check`, the tests and the golden vectors.
 
-Every number comes from one closed formula, so that a port in any language can make it again: element i (row-major) of leaf
-number k has the value wave(i, k) = sin(1 + k + 1.7 i + 0.3 i^2). Shapes are small, all different, and ragged: one utterance
-as long as the batch, one shorter, one of a single frame, one without any.
+Every number comes from one closed formula of whole numbers, so that a port in any language makes the same bits: see
+`numbers`. Shapes are small, all different, and ragged: one utterance as long as the batch, one shorter, one of a single
+frame, one without any.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minihra.adapters.controller import HRAParams, depth_step_backward, depth_step_forward, group_tasks
-from minihra.adapters.hra import HRA, HRAEdit
-from minihra.adapters.parts import CELLS, HEADS
+from minihra.adapters.parts import CELLS
 from minihra.arrays import Array
-from minihra.blocks.conformer import Conformer, ConformerConfig
-from minihra.blocks.conformer_block import ConformerBlockParams, conformer_block_backward, conformer_block_forward
-from minihra.blocks.convolution import convolution_backward, convolution_forward
-from minihra.blocks.feed_forward import feed_forward_backward, feed_forward_forward
-from minihra.blocks.initial import initial_conformer
-from minihra.blocks.protocol import Context, Training
-from minihra.blocks.self_attention import self_attention_backward, self_attention_forward
-from minihra.blocks.subsampling import subsampling_backward, subsampling_forward
-from minihra.layers.attention import RelativePositionParams, relative_positions
-from minihra.layers.conv import Conv2dParams, DepthwiseConvParams
+from minihra.blocks.subsampling import SubsamplingCache
+from minihra.layers.attention import Reach, RelativePositionParams, relative_positions
+from minihra.layers.conv import Conv2dCache, Conv2dParams, DepthwiseConvParams
+from minihra.layers.heads import FFNHeadCache, FFNHeadParams
+from minihra.layers.indrnn import IndRNNCache
+from minihra.layers.li_gru import LiGRUCache
 from minihra.layers.linear import LinearParams
 from minihra.layers.log_mel import hann_window, mel_filters
+from minihra.layers.no_recurrence import NoRecurrenceCache
 from minihra.layers.norms import BatchNormParams, BatchStatistics, LayerNormParams
-from minihra.masks import valid_from_lengths
-from minihra.model import ModelCache, backward, ctc_loss, forward, pack_labels
+from minihra.masks import halve, valid_from_lengths
 from minihra.ops import PAIRS, Pair
-from minihra.tree import Tree, from_leaves, leaves, map_leaves
+from minihra.tree import Tree, children, from_leaves, leaves
 
-B, T, C, A, K, H, F, V = 4, 7, 6, 3, 5, 8, 9, 11
+B, T, C, A, K, H, R, F, V = 4, 7, 6, 3, 5, 8, 10, 9, 11
 LENGTHS = (7, 4, 1, 0)
+LABELS = np.array([[3, 3, 1], [5, 10, 0], [2, 0, 0], [0, 0, 0]])
+LABEL_LENGTHS = np.array([3, 2, 1, 0])
 SEGMENTS = (("ann", 0, 1), ("bob", 1, 4))
-TASKS = ("bob", "base", "ann", "bob")
 
 
 class Case(NamedTuple):
-    """A pair and its inputs: `pair.forward(**arguments, **constants)`; the gradients are those of `arguments`."""
+    """A pair and its inputs: `pair.forward(**arguments, **constants)`; its backward gives the arguments' gradients."""
 
     name: str
     pair: Pair
     arguments: dict[str, Tree]
-    constants: dict[str, Any] = {}
+    constants: Mapping[str, Any] = MappingProxyType({})
     outputs: int = 1  # how many of the forward's outputs are differentiated
-    timed: tuple[str, ...] = ()  # arguments of shape (B, T, ...); the output is so, too
-    kink: Callable[[Any], float] | None = None  # the distance of a cache's nearest relu to 0
-
-    def forward(self) -> tuple:
-        """Run the forward."""
-        return self.pair.forward(**self.arguments, **self.constants)
+    timed: tuple[str, ...] = ()  # the arguments of shape (B, T, ...)
 
 
-def wave(*shape: int, k: int = 0) -> Array:
-    """Return the array of wave(i, k), float64."""
+def numbers(*shape: int, k: int = 0) -> Array:
+    """Return an array in (-1, 1), float64: element i, counted row by row, is (2 m - 1009) / 1009 with
+    m = (271 i^2 + 89 i + 331 k + 57) mod 1009. No element is 0.
+    """
     i = np.arange(np.prod(shape, dtype=int))
-    return np.sin(1 + k + 1.7 * i + 0.3 * i * i).reshape(shape)
+    return ((2 * ((271 * i * i + 89 * i + 331 * k + 57) % 1009) - 1009) / 1009).reshape(shape)
 
 
-def filled(tree: Tree) -> Tree:
-    """Return a tree of the same shapes whose leaf k holds wave(., k) / 2; gains (g) 1 + that, variances (var) 1 + its square."""
+def filled(shapes: Tree, k: int = 0) -> Tree:
+    """Return a tree like `shapes` whose n-th leaf holds numbers(k + n) / 2, and 1 more where it is a gain (g)."""
     values = {}
-    for k, (name, leaf) in enumerate(leaves(tree)):
-        value = wave(*leaf.shape, k=k) / 2
-        last = name.rpartition(".")[2]
-        values[name] = 1 + value if last == "g" else 1 + value**2 if last == "var" else value
-    return from_leaves(tree, values)
+    for n, (name, leaf) in enumerate(leaves(shapes)):
+        gain = 1 if name.rpartition(".")[2] == "g" else 0
+        values[name] = gain + numbers(*leaf.shape, k=k + n) / 2
+    return from_leaves(shapes, values)
 
 
-def as_type(tree: Tree, dtype: np.dtype) -> Tree:
-    """Return a tree with its float leaves in `dtype`."""
-    return map_leaves(lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, tree)
+def filled_statistics(C: int, k: int) -> BatchStatistics:
+    """Return running statistics of C channels."""
+    return BatchStatistics(numbers(C, k=k) / 2, 1 + numbers(C, k=k + 1) / 2)
 
 
 def linear(I: int, O: int, k: int) -> LinearParams:
-    """Return a filled linear map."""
-    return LinearParams(wave(I, O, k=k) / 2, wave(O, k=k + 1) / 2)
+    """Return a linear map."""
+    return filled(LinearParams(np.empty((I, O)), np.empty(O)), k)
 
 
-def away_from_zero(x: Array) -> Array:
-    """Return x moved to at least 0.2 from 0, for functions with a kink there."""
-    return x + 0.2 * np.sign(x)
+def filled_cell(cell: str, C: int, H: int) -> Tree:
+    """Return the parameters of a cell."""
+    shapes = CELLS[cell].shapes(C, H)
+    return filled(type(shapes)(*(np.empty(shape.dims) for shape in shapes)))
+
+
+def filled_head(head: str, C: int, H: int, R: int, k: int) -> LinearParams | FFNHeadParams:
+    """Return the parameters of a head."""
+    return linear(H, C, k) if head == "linear" else FFNHeadParams(linear(H, R, k), linear(R, C, k + 2))
+
+
+def distance_to_kink(cache: Tree) -> float:
+    """Return the smallest |a| that a relu of this cache was given on a real frame; inf where there is no trained relu.
+
+    Central differences mean something only when it is well above their step.
+    """
+    match cache:
+        case IndRNNCache(x, h, _, p):
+            a = x @ p.W + p.u * h + p.b
+        case LiGRUCache(x, h, z, _, p):
+            a = (x @ p.W + h @ p.U + p.b)[:, z.shape[1] :]
+        case NoRecurrenceCache(x, _, p):
+            a = x @ p.W + p.b
+        case FFNHeadCache(up, _, _):
+            a = up.x @ up.p.W + up.p.b
+        case SubsamplingCache(conv1, _, conv2, _, _) if conv1.patches is not None:
+            a = np.concatenate([conv_outputs(conv1), conv_outputs(conv2)])
+        case _:
+            return min((distance_to_kink(child) for _, child in children(cache)), default=np.inf)
+    return float(np.abs(a).min())
+
+
+def conv_outputs(cache: Conv2dCache) -> Array:
+    """Return the outputs of a strided convolution on the real frames, flat."""
+    I, O = cache.p.W.shape[2:]
+    patches = cache.patches[halve(cache.valid)].reshape(-1, 9 * I)
+    return (patches @ cache.p.W.reshape(9 * I, O) + cache.p.b).ravel()
 
 
 def layer_cases() -> list[Case]:
     """Return a case for every pair of the switchboard; some have several."""
-    x, x2, h = wave(B, T, C), wave(B, T, 2 * C), wave(9, H, k=3)
-    valid = valid_from_lengths(LENGTHS, T)
-    norm = LayerNormParams(1 + wave(C, k=1) / 3, wave(C, k=2))
-    batch = BatchNormParams(*norm)
-    statistics = BatchStatistics(wave(C, k=4), 1 + wave(C, k=5) ** 2)
-    heads = {"ann": linear(H, C, 20), "bob": linear(H, C, 22), "eve": linear(H, C, 24)}
-    ffn_heads = {
-        name: filled(HEADS["ffn"](C, H, 10)._replace(up=linear(H, 10, k), down=linear(10, C, k + 2)))
-        for name, k in (("ann", 30), ("bob", 34))
-    }
-    qkv = {name: wave(B, T, A, 2, k=k) for k, name in enumerate(("q", "k", "value"))}
-    positions = relative_positions(T, C, np.float64)
-    relative = RelativePositionParams(wave(C, 2 * A, k=6), wave(A, 2, k=7), wave(A, 2, k=8))
-    labels = pack_labels([[3, 3, 1], [5, 10], [], [2]], V)
-    window, filters = hann_window(12), mel_filters(8000, 16, F, 20, 4000) + 0.01
+    return [*pointwise_cases(), *time_cases(), *adapter_cases()]
 
-    def case(name: str, arguments: dict[str, Tree], pair: str = "", **more: Any) -> Case:
-        return Case(name, PAIRS[pair or name], arguments, **more)
 
-    def attention(name: str, reach: tuple[int | None, int | None] | None) -> Case:
-        constants = {"positions": positions, "valid": valid, "reach": reach}
-        return case(name, {**qkv, "p": relative}, "relative_attention", constants=constants, timed=tuple(qkv))
+def pair_case(pair: str, variant: str, arguments: dict[str, Tree], **more: Any) -> Case:
+    """Return a case of a pair of the switchboard, named "pair" or "pair, variant"."""
+    return Case(f"{pair}, {variant}" if variant else pair, PAIRS[pair], arguments, **more)
 
+
+def pointwise_cases() -> list[Case]:
+    """Return the cases of the pairs that treat every frame on its own."""
+    x = numbers(B, T, C)
+    away_from_zero = x + 0.2 * np.sign(x)  # relu has a kink at 0
+    norm = filled(LayerNormParams(np.empty(C), np.empty(C)), 1)
+    more: dict[str, Any] = {"timed": ("x",)}
     return [
-        case("linear", {"x": x, "p": linear(C, 8, 1)}, timed=("x",)),
-        case("linear without bias", {"x": x, "p": LinearParams(wave(C, 8, k=1), None)}, "linear", timed=("x",)),
-        case("sigmoid", {"x": x}, timed=("x",)),
-        case("swish", {"x": x}, timed=("x",)),
-        case("glu", {"x": x2}, timed=("x",)),
-        case("relu", {"x": away_from_zero(x)}, timed=("x",)),
-        case("gelu", {"x": x}, timed=("x",)),
-        case("layer_norm", {"x": x, "p": norm}, timed=("x",)),
-        case("layer_norm without bias", {"x": x, "p": norm._replace(b=None)}, "layer_norm", timed=("x",)),
-        case("batch_norm", {"x": x, "p": batch}, constants={"valid": valid, "statistics": statistics}, timed=("x",)),
-        case("running_norm", {"x": x, "p": batch}, constants={"statistics": statistics}, timed=("x",)),
-        case("masked_softmax", {"s": 3 * wave(B, A, T, T)}, constants={"mask": wave(B, 1, T, T) > -0.5}),
-        attention("relative_attention", None),
-        attention("relative_attention with reach", (2, 1)),
-        attention("relative_attention, causal", (None, 0)),
-        case(
-            "depthwise_conv",
-            {"x": x, "p": DepthwiseConvParams(wave(K, C, k=1), wave(C, k=2))},
-            constants={"valid": valid},
-            timed=("x",),
+        pair_case("linear", "", {"x": x, "p": linear(C, H, 1)}, **more),
+        pair_case("linear", "without bias", {"x": x, "p": LinearParams(numbers(C, H, k=1), None)}, **more),
+        pair_case("sigmoid", "", {"x": 3 * x}, **more),
+        pair_case("swish", "", {"x": 3 * x}, **more),
+        pair_case("glu", "", {"x": 3 * numbers(B, T, 2 * C)}, **more),
+        pair_case("relu", "", {"x": away_from_zero}, **more),
+        pair_case("gelu", "", {"x": 3 * x}, **more),
+        pair_case("layer_norm", "", {"x": x, "p": norm}, **more),
+        pair_case("layer_norm", "without bias", {"x": x, "p": norm._replace(b=None)}, **more),
+        pair_case(
+            "running_norm",
+            "",
+            {"x": x, "p": BatchNormParams(*norm)},
+            constants={"statistics": filled_statistics(C, 4)},
+            **more,
         ),
-        case(
-            "depthwise_conv, even kernel",
-            {"x": x, "p": DepthwiseConvParams(wave(K - 1, C, k=1), None)},
-            "depthwise_conv",
-            constants={"valid": valid},
-            timed=("x",),
-        ),
-        case(
-            "conv2d",
-            {"x": wave(B, T, F, 2), "p": Conv2dParams(wave(3, 3, 2, 5, k=1), wave(5, k=2))},
-            constants={"valid": valid},
-            timed=("x",),
-        ),
-        case("dropout", {"x": x}, constants={"keep": wave(B, T, C, k=1) > -0.6, "rate": 0.25}),
-        *(
-            case(
-                CELLS_TO_PAIRS[cell],
-                {"x": wave(9, C), "h": h, "p": filled(zeros_like_shapes(CELLS[cell].shapes(C, H)))},
-            )
-            for cell in CELLS
-        ),
-        case("ffn_head", {"h": wave(B, T, H), "p": ffn_heads["ann"]}, timed=("h",)),
-        case("grouped_heads", {"h": wave(B, T, H), "heads": heads}, constants={"segments": SEGMENTS}, timed=("h",)),
-        case(
-            "grouped_heads, ffn",
-            {"h": wave(B, T, H), "heads": ffn_heads},
-            "grouped_heads",
-            constants={"segments": SEGMENTS},
-            timed=("h",),
-        ),
-        case(
-            "ctc",
-            {"logits": 2 * wave(B, T, V)},
-            constants={"valid": valid, "labels": labels.labels, "label_lengths": labels.lengths},
-        ),
-        case(
-            "ctc, last label blank",
-            {"logits": 2 * wave(B, T, V)},
-            "ctc",
-            constants={
-                "valid": valid,
-                "labels": labels.labels - 1,
-                "label_lengths": labels.lengths,
-                "blank": V - 1,
-            },
-        ),
-        case(
-            "log_mel",
-            {"samples": wave(2, 40)},
-            constants={"window": window, "filters": filters, "hop": 5, "n_fft": 16},
-        ),
+        pair_case("dropout", "", {"x": x}, constants={"keep": numbers(B, T, C, k=1) > -0.6, "rate": 0.25}, **more),
     ]
 
 
-def zeros_like_shapes(shapes: Tree) -> Tree:
-    """Return a parameter tree of zeros for a flat tree of shapes."""
-    return type(shapes)(*(np.zeros(shape.dims) for shape in shapes))
+def time_cases() -> list[Case]:
+    """Return the cases of the pairs that mix over time, and so take the mask."""
+    x, valid = numbers(B, T, C), valid_from_lengths(LENGTHS, T)
+    queries = {name: numbers(B, T, A, 2, k=k) for k, name in enumerate(("q", "k", "value"))}
+    positions = relative_positions(T, C, np.dtype(np.float64))
+    relative = filled(RelativePositionParams(np.empty((C, 2 * A)), np.empty((A, 2)), np.empty((A, 2))), 6)
+    logits = {"logits": 2 * numbers(B, T, V)}
+    ctc = {"valid": valid, "labels": LABELS, "label_lengths": LABEL_LENGTHS}
+    last_blank = {"valid": valid, "labels": (LABELS - 1) % V, "label_lengths": LABEL_LENGTHS, "blank": V - 1}
+    too_short = {"valid": valid, "labels": LABELS[::-1], "label_lengths": LABEL_LENGTHS[::-1]}
+    fbank = {"window": hann_window(12), "filters": mel_filters(8000, 16, F, 20, 4000) + 0.01, "hop": 5, "n_fft": 16}
+
+    def masked(pair: str, variant: str, arguments: dict[str, Tree], **constants: Any) -> Case:
+        timed = tuple(name for name in arguments if name != "p")
+        return pair_case(pair, variant, arguments, constants={"valid": valid, **constants}, timed=timed)
+
+    def attention(variant: str, reach: Reach) -> Case:
+        arguments = {**queries, "p": relative}
+        return masked("relative_attention", variant, arguments, positions=positions, reach=reach)
+
+    return [
+        masked(
+            "batch_norm",
+            "",
+            {"x": x, "p": filled(BatchNormParams(np.empty(C), np.empty(C)), 1)},
+            statistics=filled_statistics(C, 4),
+        ),
+        pair_case(
+            "masked_softmax", "", {"s": 3 * numbers(B, A, T, T)}, constants={"mask": numbers(B, 1, T, T, k=1) > -0.5}
+        ),
+        attention("", None),
+        attention("reach (2, 1)", (2, 1)),
+        attention("causal", (None, 0)),
+        masked("depthwise_conv", "", {"x": x, "p": DepthwiseConvParams(numbers(K, C, k=1), numbers(C, k=2))}),
+        masked("depthwise_conv", "even kernel", {"x": x, "p": DepthwiseConvParams(numbers(K - 1, C, k=1), None)}),
+        masked("conv2d", "", {"x": numbers(B, T, F, 2), "p": Conv2dParams(numbers(3, 3, 2, 5, k=1), numbers(5, k=2))}),
+        pair_case("ctc", "", logits, constants=ctc, timed=("logits",)),
+        pair_case("ctc", "last label blank", logits, constants=last_blank, timed=("logits",)),
+        pair_case("ctc", "infeasible utterances", logits, constants=too_short, timed=("logits",)),
+        pair_case("log_mel", "", {"samples": numbers(2, 40)}, constants=fbank),
+    ]
 
 
-CELLS_TO_PAIRS = {cell: "no_recurrence" if cell == "none" else cell for cell in CELLS}
+def adapter_cases() -> list[Case]:
+    """Return the cases of the cells and heads."""
+    h = numbers(B, T, H)
+    heads = {
+        head: {task: filled_head(head, C, H, R, k) for task, k in (("ann", 20), ("bob", 24), ("eve", 28))}
+        for head in ("linear", "ffn")
+    }
+    cells = {cell: "no_recurrence" if cell == "none" else cell for cell in CELLS}
+    return [
+        *(
+            pair_case(pair, "", {"x": numbers(5, C, k=9), "h": numbers(5, H, k=8), "p": filled_cell(cell, C, H)})
+            for cell, pair in cells.items()
+        ),
+        pair_case("ffn_head", "", {"h": h, "p": heads["ffn"]["ann"]}, timed=("h",)),
+        *(
+            pair_case(
+                "grouped_heads",
+                head,
+                {"h": h, "heads": heads[head]},
+                constants={"segments": SEGMENTS},
+                timed=("h",),
+            )
+            for head in heads
+        ),
+    ]

@@ -5,10 +5,10 @@ differences measure the change,
 
     (L(x + h e) - L(x - h e)) / 2h = sum(e dx) + O(h^2)
 
-along a random unit direction e of every argument, along the direction of its own gradient dx / |dx|, and along one joint
-random direction of all arguments. It passes when the two differ by at most `tolerance` times the gradient's norm plus the
-round-off floor 1e-14 sum |y dy| / h. Use float64 and tiny shapes; dy is random because ones prove nothing (the gradient of
-sum(softmax) is 0). One direction sees a single wrong element: it enters the sum.
+along a random unit direction e of every argument, along the direction of its own gradient dx / |dx|, and along one
+joint random direction of all arguments. It passes when the two differ by at most `tolerance` times the gradient's
+norm plus the round-off floor 1e-14 sum |y dy| / h. Use float64 and tiny shapes; dy is random because ones prove
+nothing (the gradient of sum(softmax) is 0). One direction sees a single wrong element: it enters the sum.
 
     rows = gradient_check(gru_forward, gru_backward, {"x": x, "h": h, "p": p})
     assert all(row.ok for row in rows), table(rows)
@@ -70,16 +70,14 @@ def gradient_check(
     if len(gradients) != len(arguments):
         raise ValueError(f"backward returned {len(gradients)} gradients for {len(arguments)} arguments")
     dargs = {
-        name: _filled(tree, gradient, name)
-        for (name, tree), gradient in zip(arguments.items(), gradients, strict=True)
+        name: _filled(tree, gradient, name) for (name, tree), gradient in zip(arguments.items(), gradients, strict=True)
     }
     floor = FLOOR * sum(float(np.abs(y * dy).sum()) for y, dy in zip(ys, dys, strict=False)) / h
 
     def change(moves: dict[str, Tree]) -> float:
         def loss(sign: int) -> float:
             moved = {
-                name: _moved(tree, moves[name], sign * h) if name in moves else tree
-                for name, tree in arguments.items()
+                name: _moved(tree, moves[name], sign * h) if name in moves else tree for name, tree in arguments.items()
             }
             return sum(float((y * dy).sum()) for y, dy in zip(forward(**moved, **constants), dys, strict=False))
 
@@ -97,9 +95,7 @@ def gradient_check(
         rows.append(row(name, "random", {name: _unit(map_leaves(lambda a: rng.standard_normal(a.shape), tree))}))
         if _inner(dargs[name], dargs[name]) > 0:
             rows.append(row(name, "own gradient", {name: _unit(dargs[name])}))
-    joint = {
-        name: _unit(map_leaves(lambda a: rng.standard_normal(a.shape), tree)) for name, tree in arguments.items()
-    }
+    joint = {name: _unit(map_leaves(lambda a: rng.standard_normal(a.shape), tree)) for name, tree in arguments.items()}
     return [*rows, row("all", "joint", joint)]
 
 

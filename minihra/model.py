@@ -1,7 +1,7 @@
 """Backbone, edit and loss: the forward up the depth of the network, and the backward down again.
 
-The model works for any backbone and any edit (blocks/protocol.py). With a frozen backbone only the edit has gradients, and
-the backward ends at the first layer's output.
+The model works for any backbone and any edit (blocks/protocol.py). With a frozen backbone only the edit has
+gradients, and the backward ends at the first layer's output.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """The switchboard: every pair under one name. Blocks and adapters call these names and never a backend.
 
-A name without a twin IS the reference function, so "go to definition" lands on the equations. A hot pair will pick a twin
-from `minihra.kernels` here, by where its first array lives.
+A name without a twin IS the reference function, so "go to definition" lands on the equations. A hot pair will pick a
+twin from `minihra.kernels` here, by where its first array lives.
 """
 
 from collections.abc import Callable

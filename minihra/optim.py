@@ -1,7 +1,7 @@
 """The optimiser's step over a tree, clipping, and learning-rate schedules.
 
-A leaf without a gradient does not move: neither its value, nor its moments, nor its count of steps. So the head of a task
-that is absent from a batch stays as it is.
+A leaf without a gradient does not move: neither its value, nor its moments, nor its count of steps. So the head of a
+task that is absent from a batch stays as it is.
 """
 
 import math
@@ -25,13 +25,11 @@ class Moments(NamedTuple):
 class AdamW:
     """AdamW over the leaves of a tree, in place. Loshchilov and Hutter 2019, 1711.05101; equations in layers/adamw.py.
 
-    `moments` holds the state by dotted name of leaf, for the caller to save. `decay` applies to matrices and kernels, not to
-    vectors (biases and gains).
+    `moments` holds the state by dotted name of leaf, for the caller to save. `decay` applies to matrices and kernels,
+    not to vectors (biases and gains).
     """
 
-    def __init__(
-        self, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, decay: float = 0.0
-    ) -> None:
+    def __init__(self, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, decay: float = 0.0) -> None:
         self.beta1, self.beta2, self.eps, self.decay = beta1, beta2, eps, decay
         self.moments: dict[str, Moments] = {}
 

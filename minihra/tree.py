@@ -51,7 +51,7 @@ def leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Array]]:
 
 
 def map_leaves(function: Callable[..., Array], tree: Tree, *others: Tree) -> Tree:
-    """Return a tree like `tree` whose leaves are `function(leaf, ...)`, with the leaves of `others` in the same places."""
+    """Return a tree like `tree` whose leaves are `function(leaf, ...)`, with what `others` hold in the same places."""
     if isinstance(tree, (dict, tuple)):
         places = zip(*([child for _, child in children(t)] for t in (tree, *others)), strict=True)
         return rebuild(tree, [map_leaves(function, *place) for place in places])

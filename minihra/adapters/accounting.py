@@ -1,8 +1,8 @@
 """How many parameters adapting to many tasks takes: counted from shapes, nothing is allocated.
 
 HRA is compared with residual adapters, one in every layer for each task (Tomanek et al. 2021, 2109.06952: layer norm,
-C -> width, C <- width, with biases), and with a fine-tuned copy of the whole model for each task. The model of the paper,
-USM, has C = 1536, 32 layers and 2 billion parameters.
+C -> width, C <- width, with biases), and with a fine-tuned copy of the whole model for each task. The model of the
+paper, USM, has C = 1536, 32 layers and 2 billion parameters.
 """
 
 from collections.abc import Sequence

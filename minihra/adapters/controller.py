@@ -3,8 +3,8 @@
     h_l = cell(x_l, h_{l-1}; controller)         every frame on its own; h_0 = 0
     u_l = head_n(h_l)                            n the task of the row; the block adds it: x'_l = x_l + u_l
 
-Rows without a task ("base") are left out of both lines, and u is 0 there. The others stand sorted by task in h, so that the
-state of a task is one segment and meets its head in one product.
+Rows without a task ("base") are left out of both lines, and u is 0 there. The others stand sorted by task in h, so
+that the state of a task is one segment and meets its head in one product.
 """
 
 from collections.abc import Collection, Sequence

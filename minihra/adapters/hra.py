@@ -2,13 +2,13 @@
 
     hra = HRA(width=96, state_size=32)
     hra.add_task("george")
-    logits, valid, cache = forward(backbone, features, lengths, hra.edit(tasks))        # see minihra/model.py
+    logits, cache = forward(backbone, features, lengths, hra.edit(tasks))        # see minihra/model.py
 
 An HRA cannot be merged into its backbone, as LoRA can: it is recurrent and non-linear.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -104,7 +104,7 @@ class HRA:
     def edit(self, tasks: Sequence[str], *, train_controller: bool = True) -> "HRAEdit | None":
         """Bind the adapter to a batch whose row b is of task `tasks[b]`; None where every row is "base".
 
-        With `train_controller=False` the backward gives no gradient of the controller: tasks are added to a finished one.
+        With `train_controller=False` the backward gives no gradient of the controller: for tasks that are added later.
 
         Raises:
             ValueError: an unknown task; the message lists the known ones.
@@ -138,9 +138,7 @@ class HRAEdit(NamedTuple):
             raise ValueError(f"{self.batch} tasks were given for a batch of {len(x)} rows")
         if carry is None:
             carry = array_module(x).zeros((len(self.groups.rows) * x.shape[1], self.state_size), x.dtype)
-        return depth_step_forward(
-            x, carry, self.p, cell=self.cell, groups=self.groups, params=self.train_controller
-        )
+        return depth_step_forward(x, carry, self.p, cell=self.cell, groups=self.groups, params=self.train_controller)
 
     def backward(
         self, site: str, l: int, du: Array, dcarry: Array | None, cache: DepthStepCache

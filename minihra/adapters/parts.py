@@ -1,4 +1,4 @@
-"""The parts that an HRA is made of: the cells of the controller and the kinds of heads, with their sizes and initial values.
+"""The parts of an HRA: the cells of the controller and the kinds of heads, with their sizes and initial values.
 
 The initial values are our choice (the sources say nothing): weights normal with variance 1 / fan-in, biases 0, IndRNN's
 u uniform in [0, 1], and 0 for the last map of every head, so that an untrained HRA is the backbone.
@@ -49,9 +49,7 @@ CELLS: dict[str, Cell] = {
     ),
     "indrnn": Cell(PAIRS["indrnn"], lambda C, H: IndRNNParams(Shape((C, H)), Shape((H,)), Shape((H,)))),
     "rnn": Cell(PAIRS["rnn"], lambda C, H: RNNParams(Shape((C, H)), Shape((H, H)), Shape((H,)))),
-    "li_gru": Cell(
-        PAIRS["li_gru"], lambda C, H: LiGRUParams(Shape((C, 2 * H)), Shape((H, 2 * H)), Shape((2 * H,)))
-    ),
+    "li_gru": Cell(PAIRS["li_gru"], lambda C, H: LiGRUParams(Shape((C, 2 * H)), Shape((H, 2 * H)), Shape((2 * H,)))),
     "none": Cell(PAIRS["no_recurrence"], lambda C, H: NoRecurrenceParams(Shape((C, H)), Shape((H,)))),
 }
 """The cells by the names that users give them."""

@@ -1,6 +1,6 @@
 """A Conformer with a linear readout, behind the backbone protocol. Gulati et al. 2020, 2005.08100.
 
-    features (B, T, F) -> subsampling -> L blocks -> readout -> logits (B, T4, V)
+features (B, T, F) -> subsampling -> L blocks -> readout -> logits (B, T4, V)
 """
 
 from dataclasses import dataclass

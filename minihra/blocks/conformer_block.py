@@ -6,7 +6,8 @@
     x = x + 1/2 ffn2(x)
     x = norm(x)                    then the site "block", where HRA adds its head:  x = x + u
 
-A frozen block below the first edit has nothing to train in or under it. Its branches keep no cache, and the backward stops.
+A frozen block below the first edit has nothing to train in or under it. Its branches keep no cache, and the backward
+stops.
 """
 
 from typing import Any, NamedTuple
@@ -94,9 +95,7 @@ def branch_forward(
             )
         case "conv":
             train = context.training is not None
-            u, statistics, cache = convolution_forward(
-                x, context.valid, statistics, p.conv, train=train, params=params
-            )
+            u, statistics, cache = convolution_forward(x, context.valid, statistics, p.conv, train=train, params=params)
         case "ffn1" | "ffn2":
             u, cache = feed_forward_forward(x, getattr(p, site), params=params)
     return u, statistics, cache
@@ -166,7 +165,7 @@ def conformer_block_forward(
 def conformer_block_backward(
     dx: Array, dcarry: Any, cache: ConformerBlockCache, *, l: int = 0
 ) -> tuple[Array | None, Any, ConformerBlockParams | None, Tree]:
-    """Return dx (B, T, C), dcarry, dp and dedit for dx (B, T, C) and dcarry above; dx is None where nothing wants it."""
+    """Return dx (B, T, C), dcarry, dp and dedit for dx (B, T, C) and dcarry above; dx is None if nothing wants it."""
     dx, _, dcarry, dedit = edit_backward("block", l, dx, dx, dcarry, None, cache.edit)  # (7) (6)
     if cache.norm is None:
         return None, dcarry, None, dedit

@@ -2,8 +2,8 @@
 
     u = pointwise2(swish(inner_norm(depthwise(glu(pointwise1(norm(x)))))))     C -> 2C -> C
 
-The inner norm is a layer norm, or a batch norm: with the statistics of the batch while its backbone trains, with running
-ones otherwise.
+The inner norm is a layer norm, or a batch norm: with the statistics of the batch while its backbone trains, with
+running ones otherwise.
 """
 
 from typing import NamedTuple

@@ -1,6 +1,6 @@
 """The feed-forward module. Gulati et al. 2020, 2005.08100, section 2.3 and figure 4.
 
-    u = down(swish(up(norm(x))))              C -> 4C -> C; the block adds u with half a step
+u = down(swish(up(norm(x))))              C -> 4C -> C; the block adds u with half a step
 """
 
 from typing import NamedTuple

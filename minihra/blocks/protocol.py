@@ -1,9 +1,9 @@
 """What a backbone offers and what an edit is: all that adapters, loaders and other modalities may rely on.
 
-A backbone is a stack of layers, each a list of residual steps x = x + w u. Each step has a name, its site; the site "block"
-stands at the end of a layer, after its closing norm, with u = None (zero) before it. An edit is an adapter bound to one
-batch. It may change u at its sites, and carries a value of its own from site to site up the depth of the network: for HRA,
-the controller's state. The backward walks the same sites down again.
+A backbone is a stack of layers, each a list of residual steps x = x + w u. Each step has a name, its site; the site
+"block" stands at the end of a layer, after its closing norm, with u = None (zero) before it. An edit is an adapter
+bound to one batch. It may change u at its sites, and carries a value of its own from site to site up the depth of the
+network: for HRA, the controller's state. The backward walks the same sites down again.
 """
 
 from typing import Any, NamedTuple, Protocol

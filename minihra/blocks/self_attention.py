@@ -1,6 +1,6 @@
 """The self-attention module. Gulati et al. 2020, 2005.08100, section 2.1 and figure 3.
 
-    u = out(attention(query(a), key(a), value(a))),  a = norm(x)      with relative positions, see layers/attention.py
+u = out(attention(query(a), key(a), value(a))),  a = norm(x)      with relative positions, see layers/attention.py
 """
 
 from typing import NamedTuple

@@ -1,6 +1,6 @@
 """The front end that turns F mel bins into C channels at a quarter of the frame rate. Gulati et al. 2020, section 2.
 
-    x = out(flatten(relu(conv2(relu(conv1(features))))))       two strided 3x3 convolutions: n frames -> ceil(ceil(n/2)/2)
+x = out(flatten(relu(conv2(relu(conv1(features))))))       two strides of 2: n frames -> ceil(ceil(n/2)/2)
 """
 
 from typing import NamedTuple

@@ -1,10 +1,10 @@
 """Elementwise activations and the gated linear unit; x has any shape.
 
-    sigmoid   s(x) = 1 / (1 + exp(-x)) = (1 + tanh(x/2)) / 2     the second form cannot overflow
-    swish     y = x s(x)                                          Ramachandran et al. 2017, 1710.05941
-    GLU       y = a s(g), [a, g] = halves of the last axis        Dauphin et al. 2017, 1612.08083
-    relu      y = max(x, 0)
-    GELU      y = x Phi(x), Phi(x) = (1 + erf(x / sqrt 2)) / 2     Hendrycks and Gimpel 2016, 1606.08415
+sigmoid   s(x) = 1 / (1 + exp(-x)) = (1 + tanh(x/2)) / 2     the second form cannot overflow
+swish     y = x s(x)                                          Ramachandran et al. 2017, 1710.05941
+GLU       y = a s(g), [a, g] = halves of the last axis        Dauphin et al. 2017, 1612.08083
+relu      y = max(x, 0)
+GELU      y = x Phi(x), Phi(x) = (1 + erf(x / sqrt 2)) / 2     Hendrycks and Gimpel 2016, 1606.08415
 """
 
 import math

@@ -1,8 +1,8 @@
 """One AdamW update of one leaf. Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2, as in torch.optim.AdamW.
 
-    m = beta1 m + (1 - beta1) g
-    v = beta2 v + (1 - beta2) g^2
-    p = p - lr (decay p + (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps))
+m = beta1 m + (1 - beta1) g
+v = beta2 v + (1 - beta2) g^2
+p = p - lr (decay p + (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps))
 """
 
 from minihra.arrays import Array, array_module

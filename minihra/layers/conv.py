@@ -3,8 +3,8 @@
     depthwise over time   y_tc = b_c + sum_k W_kc x_{t+k-left, c}        left = (K-1)//2, so T frames stay T frames
     strided in 2-D        y_tf = b + sum_{i,j} x_{2t+i-1, 2f+j-1} W_ij   3x3, stride 2, pad 1: n frames become ceil(n/2)
 
-The depthwise convolution is the heart of the convolution module of Gulati et al. 2020, 2005.08100, section 2.2; two of the
-strided ones make its 4x subsampling front end, section 2.
+The depthwise convolution is the heart of the convolution module of Gulati et al. 2020, 2005.08100, section 2.2; two
+of the strided ones make its 4x subsampling front end, section 2.
 """
 
 from collections.abc import Iterator
@@ -45,9 +45,7 @@ def depthwise_conv_forward(
     return hide(y, valid), DepthwiseConvCache(padded if params else None, valid, p)  # (4)
 
 
-def depthwise_conv_backward(
-    dy: Array, cache: DepthwiseConvCache
-) -> tuple[Array, DepthwiseConvParams | None]:
+def depthwise_conv_backward(dy: Array, cache: DepthwiseConvCache) -> tuple[Array, DepthwiseConvParams | None]:
     """Return dx (B, T, C), 0 on padded frames, and dp for dy (B, T, C)."""
     padded, valid, p = cache
     xp, (B, T, C), K = array_module(dy), dy.shape, len(p.W)

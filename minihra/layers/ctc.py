@@ -1,8 +1,8 @@
 """Connectionist temporal classification from logits, in the log domain. Graves et al. 2006 (ICML), sections 3 and 4.
 
-A labelling of S labels is spelled by every path of T frames that gives it when repeats are merged and blanks dropped. With a
-blank before, between and after its labels it has Z = 2S+1 states z; a path stays, steps to the next state, or skips a
-blank between two DIFFERENT labels. With y = softmax(logits) and z_s the label of state s:
+A labelling of S labels is spelled by every path of T frames that gives it when repeats are merged and blanks dropped.
+With a blank before, between and after its labels it has Z = 2S+1 states z; a path stays, steps to the next state, or
+skips a blank between two DIFFERENT labels. With y = softmax(logits) and z_s the label of state s:
 
     alpha_t(s) = y_t(z_s) (alpha_{t-1}(s) + alpha_{t-1}(s-1) + [may skip to s] alpha_{t-1}(s-2))     eq. 6, 7
     beta_t(s)  = sum over the states s' that follow s of beta_{t+1}(s') y_{t+1}(z_s')                eq. 10, 11
@@ -10,8 +10,9 @@ blank between two DIFFERENT labels. With y = softmax(logits) and z_s the label o
     loss       = -log likelihood
     dlogits_tv = y_t(v) - (1 / likelihood) sum over s with z_s = v of alpha_t(s) beta_t(s)           eq. 16
 
-Our beta leaves out the emission at t (the paper's holds it, and divides by it again). Before the first frame all of alpha
-stands in state 0, from which the first frame can only stay on the blank or step to the first label: the paper's start.
+Our beta leaves out the emission at t (the paper's holds it, and divides by it again). Before the first frame all of
+alpha stands in state 0, from which the first frame can only stay on the blank or step to the first label: the paper's
+start.
 
 An utterance that is too short for its labels (fewer frames than labels and repeats) has likelihood 0: its loss and its
 gradient are 0, and `cache.feasible` says so, for the caller to count.

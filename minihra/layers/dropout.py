@@ -1,6 +1,6 @@
 """Dropout. Srivastava et al. 2014; the mask is drawn by the caller, so that the pair is a function.
 
-    y = x * keep / (1 - rate)           keep: bool, True with probability 1 - rate
+y = x * keep / (1 - rate)           keep: bool, True with probability 1 - rate
 """
 
 from typing import NamedTuple

@@ -5,8 +5,8 @@
     n = tanh(x W_n + b_n + r * (h U_n + c))
     h_next = (1 - z) * n + z * h
 
-The three gates stand side by side: W = [W_r, W_z, W_n], U and b likewise. The paper resets h before its product with U_n;
-resetting after it makes that product one with the other two.
+The three gates stand side by side: W = [W_r, W_z, W_n], U and b likewise. The paper resets h before its product with
+U_n; resetting after it makes that product one with the other two.
 """
 
 from typing import NamedTuple

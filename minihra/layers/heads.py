@@ -3,8 +3,9 @@
     linear   o = h W + b                                    H -> C; Munkhdalai et al. 2024, 2403.19709
     ffn      o = relu(h W_up + b_up) W_down + b_down        H -> R -> C
 
-`grouped_heads` applies them to a batch of mixed tasks whose rows stand sorted by task: the rows of a task are one segment
-(task, start, stop) of the batch, and make one product with its head. The biases are our choice (DESIGN: not known).
+`grouped_heads` applies them to a batch of mixed tasks whose rows stand sorted by task: the rows of a task are one
+segment (task, start, stop) of the batch, and make one product with its head. The biases are our choice: the
+paper does not say.
 """
 
 from typing import NamedTuple

@@ -1,6 +1,6 @@
 """The IndRNN cell, the controller of the HRA paper. Li et al. 2018, arXiv 1803.04831, section 3.
 
-    h_next = relu(x W + u * h + b)              u is a vector: each unit of the state sees only itself
+h_next = relu(x W + u * h + b)              u is a vector: each unit of the state sees only itself
 """
 
 from typing import NamedTuple

@@ -1,6 +1,6 @@
 """The linear map (affine when it has a bias).
 
-    y = x W + b                         x (..., I), W (I, O), b (O,)
+y = x W + b                         x (..., I), W (I, O), b (O,)
 """
 
 from typing import NamedTuple

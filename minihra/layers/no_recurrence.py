@@ -1,6 +1,6 @@
 """The cell "none": no recurrence over depth at all, the control of every ablation of the controller.
 
-    h_next = relu(x W + b)                      h is taken and not used, so that this is a cell like the others
+h_next = relu(x W + b)                      h is taken and not used, so that this is a cell like the others
 """
 
 from typing import NamedTuple
@@ -31,9 +31,7 @@ def no_recurrence_forward(
     return array_module(x).maximum(a, 0), NoRecurrenceCache(x if params else None, a > 0, p)  # (2)
 
 
-def no_recurrence_backward(
-    dh_next: Array, cache: NoRecurrenceCache
-) -> tuple[Array, None, NoRecurrenceParams | None]:
+def no_recurrence_backward(dh_next: Array, cache: NoRecurrenceCache) -> tuple[Array, None, NoRecurrenceParams | None]:
     """Return dx (N, C), dh = None (exactly zero) and dp for dh_next (N, H)."""
     x, positive, p = cache
     da = dh_next * positive  # (2)

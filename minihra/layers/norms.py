@@ -1,10 +1,10 @@
 """Layer norm and batch norm. The last axis holds the C channels.
 
-    layer norm   y = g * (x - mean) / sqrt(var + eps) + b      mean, var of each frame; Ba et al. 2016, 1607.06450
-    batch norm   the same with mean, var of each channel over the VALID frames of the batch; Ioffe and Szegedy 2015,
-                 1502.03167. It normalises by the biased variance and keeps running statistics with the unbiased one:
-                 running = (1 - momentum) * running + momentum * batch
-    running norm what batch norm does at inference: mean, var are the running statistics, constants
+layer norm   y = g * (x - mean) / sqrt(var + eps) + b      mean, var of each frame; Ba et al. 2016, 1607.06450
+batch norm   the same with mean, var of each channel over the VALID frames of the batch; Ioffe and Szegedy 2015,
+             1502.03167. It normalises by the biased variance and keeps running statistics with the unbiased one:
+             running = (1 - momentum) * running + momentum * batch
+running norm what batch norm does at inference: mean, var are the running statistics, constants
 """
 
 from typing import NamedTuple
@@ -89,7 +89,8 @@ def batch_norm_forward(
 ) -> tuple[Array, BatchStatistics, BatchNormCache]:
     """Normalise x (B, T, C) over the valid frames of the batch; padded frames become 0.
 
-    Returns y (B, T, C), the new running statistics and the cache. A batch without a valid frame leaves them as they are.
+    Returns y (B, T, C), the new running statistics and the cache. A batch without a valid frame leaves them as they
+    are.
     """
     xp = array_module(x)
     n = valid.sum().astype(x.dtype)

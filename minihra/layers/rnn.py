@@ -1,6 +1,6 @@
 """The plain recurrent cell of Elman (1990), an ablation of the controller.
 
-    h_next = tanh(x W + h U + b)
+h_next = tanh(x W + h U + b)
 """
 
 from typing import NamedTuple
