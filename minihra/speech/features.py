@@ -1,0 +1,64 @@
+"""Log-mel features of recordings: what the model sees."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from minihra.arrays import Array
+from minihra.layers.log_mel import hann_window, mel_filters
+from minihra.ops import log_mel_forward
+
+
+@dataclass(frozen=True)
+class LogMel:
+    """Log-mel features, normalised to mean 0 and variance 1 over all frames and mel bins of the recording together.
+
+    A mean for each bin would take the vowel out of a recording that is hardly longer than one. The samples are first
+    brought to a power of 1, so that `floor`, the least mel energy that counts, means the same for loud and for quiet
+    voices. Times are in seconds, frequencies in Hz; `high=None` is half the sample rate.
+    """
+
+    sample_rate: int
+    mels: int = 40
+    window: float = 0.025
+    hop: float = 0.010
+    low: float = 20.0
+    high: float | None = None
+    silence: float = 0.0  # seconds of silence added at both ends
+    floor: float = 1e-3
+
+    @cached_property
+    def _constants(self) -> tuple[Array, Array, int]:
+        """The window (W,), the filters (n_fft//2+1, F) and n_fft."""
+        window = hann_window(round(self.window * self.sample_rate))
+        n_fft = 1 << (len(window) - 1).bit_length()
+        filters = mel_filters(self.sample_rate, n_fft, self.mels, self.low, self.high or self.sample_rate / 2)
+        return window.astype(np.float32), filters.astype(np.float32), n_fft
+
+    def __call__(self, samples: Array) -> Array:
+        """Return features (T, mels), float32, of samples (n,).
+
+        Raises:
+            ValueError: the recording is shorter than one window.
+        """
+        window, filters, n_fft = self._constants
+        if len(samples) < len(window):
+            raise ValueError(
+                f"the recording has {len(samples)} samples, but one window of features takes {len(window)}"
+            )
+        samples = samples / (np.sqrt(np.mean(samples * samples)) + 1e-8)
+        samples = np.pad(samples, round(self.silence * self.sample_rate)).astype(np.float32)
+        hop = round(self.hop * self.sample_rate)
+        features, _ = log_mel_forward(samples, window, filters, hop=hop, n_fft=n_fft, floor=self.floor)
+        return (features - features.mean()) / (features.std() + 1e-3)
+
+
+def pad(features: Sequence[Array]) -> tuple[Array, Array]:
+    """Return a batch (B, T, F) of features (T_b, F), padded with 0 to the longest, and the lengths (B,)."""
+    lengths = np.array([len(one) for one in features])
+    batch = np.zeros((len(features), lengths.max(), features[0].shape[1]), features[0].dtype)
+    for row, one in zip(batch, features, strict=True):
+        row[: len(one)] = one
+    return batch, lengths
