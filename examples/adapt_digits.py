@@ -3,7 +3,7 @@
     python examples/adapt_digits.py FSDD_FOLDER
 
 A small Conformer learns from recordings of jackson, nicolas and theo and is frozen; one GRU HRA, with a head for each
-of george, lucas and yweweler, learns from theirs. The folder holds the Free Spoken Digit Dataset and its manifest.jsonl,
+of george, lucas and yweweler, learns from theirs. The folder holds the Free Spoken Digit Dataset and manifest.jsonl,
 one JSON object a line: audio_filepath (relative to the folder), text, speaker, split ("train" or "test").
 """
 

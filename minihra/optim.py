@@ -25,8 +25,8 @@ class Moments(NamedTuple):
 class AdamW:
     """AdamW over the leaves of a tree, in place. Loshchilov and Hutter 2019, 1711.05101; equations in layers/adamw.py.
 
-    `moments` holds the state by dotted name of leaf, for the caller to save. `decay` applies to matrices and kernels,
-    not to vectors (biases and gains).
+    `moments` holds the state by dotted name of leaf, for the caller to save. `decay` applies to leaves
+    of two axes or more, so not to the biases and gains of a layer.
     """
 
     def __init__(self, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, decay: float = 0.0) -> None:
@@ -59,6 +59,8 @@ class AdamW:
 def clip_by_global_norm(grads: Tree, limit: float) -> tuple[Tree, Array]:
     """Return `grads` scaled so that their global norm is at most `limit`, and the norm before."""
     norm = global_norm(grads)
+    if next(leaves(grads), None) is None:  # no leaf at all, as for a batch of "base" rows
+        return grads, norm
     scale = limit / array_module(norm).maximum(norm, limit)
     return map_leaves(lambda g: g * scale, grads), norm
 

@@ -52,7 +52,9 @@ def leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Array]]:
 
 def map_leaves(function: Callable[..., Array], tree: Tree, *others: Tree) -> Tree:
     """Return a tree like `tree` whose leaves are `function(leaf, ...)`, with what `others` hold in the same places."""
-    if isinstance(tree, (dict, tuple)):
+    if isinstance(tree, dict):
+        return {key: map_leaves(function, child, *(other[key] for other in others)) for key, child in tree.items()}
+    if isinstance(tree, tuple):
         places = zip(*([child for _, child in children(t)] for t in (tree, *others)), strict=True)
         return rebuild(tree, [map_leaves(function, *place) for place in places])
     return None if tree is None else function(tree, *others)

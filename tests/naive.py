@@ -371,7 +371,7 @@ def self_attention(x: Array, p: Any, heads: int, lengths: Ints, reach: Reach) ->
         z = layer_norm(rows, p.norm.g, p.norm.b, EPS)
         q, k, v = (linear(z, m.W, m.b).reshape(1, n, heads, D) for m in (p.query, p.key, p.value))
         r = linear(sinusoids(n, C), p.position.W, None).reshape(2 * n - 1, heads, D)
-        y = relative_attention(q, k, v, r, p.bias.u, p.bias.v, [n], reach)
+        y = relative_attention(q, k, v, r, p.position.u, p.position.v, [n], reach)
         return linear(y.reshape(n, C), p.out.W, p.out.b)
 
     return each_utterance(alone, x, lengths, C)

@@ -145,14 +145,18 @@ def relative_shift(s: Tensor) -> Tensor:
     return F.pad(s, (1, 0)).reshape(*batch, n + 1, T)[..., 1:, :].reshape(s.shape)[..., :T]
 
 
+class RelativePosition(Linear):
+    """W (C, C) maps the table of positions; u and v (A, D) are added to the queries."""
+
+
 class Attention(nn.Module):
-    """(B, T, C) -> (B, T, C): self-attention with the relative positions of Transformer-XL; u and v are (A, D)."""
+    """(B, T, C) -> (B, T, C): self-attention with the relative positions of Transformer-XL."""
 
     def __init__(self, p: Tree, heads: int):
         super().__init__()
-        self.heads, self.norm, self.bias = heads, LayerNorm(p["norm"]), Leaf(p["bias"])
+        self.heads, self.norm = heads, LayerNorm(p["norm"])
         self.query, self.key, self.value = Linear(p["query"]), Linear(p["key"]), Linear(p["value"])
-        self.position, self.out = Linear(p["position"]), Linear(p["out"])
+        self.position, self.out = RelativePosition(p["position"]), Linear(p["out"])
 
     def split(self, x: Tensor) -> Tensor:
         """(..., T, C) -> (..., A, T, D)."""
@@ -161,9 +165,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, table: Tensor, visible: Tensor) -> Tensor:
         x = self.norm(x)
         q, k, v, r = map(self.split, (self.query(x), self.key(x), self.value(x), self.position(table)))
-        mask = relative_shift((q + self.bias.v[:, None]) @ r.transpose(-2, -1)) / q.shape[-1] ** 0.5
+        mask = relative_shift((q + self.position.v[:, None]) @ r.transpose(-2, -1)) / q.shape[-1] ** 0.5
         mask = mask.masked_fill(~visible, torch.finfo(x.dtype).min)  # finite: a query without keys stays finite, too
-        y = F.scaled_dot_product_attention(q + self.bias.u[:, None], k, v, attn_mask=mask)
+        y = F.scaled_dot_product_attention(q + self.position.u[:, None], k, v, attn_mask=mask)
         y = y.masked_fill(~visible.any(-1, keepdim=True), 0)
         return self.out(y.transpose(1, 2).flatten(2))
 

@@ -38,11 +38,12 @@ def count_hra(
     """
     if head == "linear" and bottleneck is not None:
         raise ValueError("a linear head has no bottleneck; leave it out, or take head='ffn'")
-    if min(width, state_size, bottleneck or state_size) < 1 or tasks < 0:
+    bottleneck = state_size if bottleneck is None else bottleneck
+    if min(width, state_size, bottleneck) < 1 or tasks < 0:
         raise ValueError("width, state size and bottleneck must be at least 1, and tasks at least 0")
     known("cell", cell, CELLS), known("head", head, HEADS)
     shared = count_shapes(CELLS[cell].shapes(width, state_size))
-    per_task = count_shapes(HEADS[head](width, state_size, bottleneck or state_size))
+    per_task = count_shapes(HEADS[head](width, state_size, bottleneck))
     return shared, per_task, shared + tasks * per_task
 
 

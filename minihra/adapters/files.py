@@ -5,6 +5,7 @@ controller is refused: it would load without complaint and change the model at r
 """
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from minihra.adapters.hra import HRA
-from minihra.adapters.parts import CELLS, HEADS, CellParams
+from minihra.adapters.parts import CELLS, HEADS, CellParams, initial_head
 from minihra.arrays import Array
-from minihra.tree import Tree, escape, from_leaves, leaves, map_leaves, unescape
+from minihra.tree import Tree, from_leaves, leaves, map_leaves
 
 FORMAT = "1"
 
@@ -31,7 +32,7 @@ def controller_hash(cell: str, controller: CellParams) -> str:
 
 def save_adapter(hra: HRA, path: str | Path) -> None:
     """Write the controller and all heads of `hra` to a safetensors file."""
-    _write(path, hra.p, "hra", hra, tasks=" ".join(map(escape, hra.task_names)))
+    _write(path, hra.p, "hra", hra, tasks=json.dumps(hra.task_names))
 
 
 def load_adapter(path: str | Path) -> HRA:
@@ -42,17 +43,21 @@ def load_adapter(path: str | Path) -> HRA:
         FileNotFoundError: there is no such file.
     """
     tensors, metadata = _read(path, "hra")
-    hra = HRA(
-        int(metadata["width"]),
-        int(metadata["state_size"]),
-        cell=metadata["cell"],
-        head=metadata["head"],
-        bottleneck=int(metadata["bottleneck"]) if metadata["head"] == "ffn" else None,
-        dtype=np.dtype(metadata["dtype"]),
-    )
-    for task in metadata["tasks"].split():
-        hra.add_task(unescape(task))
+    try:
+        width, state_size = int(metadata["width"]), int(metadata["state_size"])
+        bottleneck = int(metadata["bottleneck"]) if metadata["head"] == "ffn" else None
+        dtype = np.dtype(metadata["dtype"])
+        largest = max((tensor.size for tensor in tensors.values()), default=0)
+        if width * state_size > largest:  # before anything is allocated
+            raise ValueError(f"width {width} and state size {state_size} are larger than any tensor in it")
+        hra = HRA(width, state_size, cell=metadata["cell"], head=metadata["head"], bottleneck=bottleneck, dtype=dtype)
+        for task in json.loads(metadata["tasks"]):
+            hra.add_task(str(task))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: damaged metadata ({error})") from None
     hra.p = _fill(path, hra.p, tensors)
+    if controller_hash(hra.cell, hra.p.controller) != metadata["controller_sha256"]:
+        raise ValueError(f"{path}: the controller is damaged: its SHA-256 is not that of the metadata")
     return hra
 
 
@@ -81,13 +86,14 @@ def load_task(hra: HRA, path: str | Path, name: str | None = None) -> str:
         raise ValueError(
             f"{path}: this head was trained with the controller {theirs}, but the adapter's controller is {ours}"
         )
-    name = name or metadata["task"]
-    hra.add_task(name)
+    name = metadata["task"] if name is None else name
     try:
-        hra.p.heads[name] = _fill(path, hra.p.heads[name], tensors)
-    except ValueError:
-        hra.remove_task(name)
-        raise
+        hra.check_new_name(name)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    shapes = HEADS[hra.head](hra.width, hra.state_size, hra.bottleneck)
+    template = initial_head(shapes, np.random.default_rng(0), hra.dtype)  # not with the HRA's own random numbers
+    hra.p.heads[name] = _fill(path, template, tensors)
     return name
 
 
@@ -142,6 +148,6 @@ def _fill(path: str | Path, template: Tree, tensors: dict[str, Array]) -> Tree:
     found = {name: (tensor.shape, tensor.dtype.name) for name, tensor in tensors.items()}
     if expected != found:
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        details = "; ".join(f"{name}: expected {expected.get(name)}, found {found.get(name)}" for name in wrong)
+        details = "; ".join(f"{name!r}: expected {expected.get(name)}, found {found.get(name)}" for name in wrong)
         raise ValueError(f"{path}: other tensors than the adapter has: {details}")
     return map_leaves(np.array, from_leaves(template, tensors))

@@ -60,7 +60,8 @@ class HRA:
         if head == "linear" and bottleneck is not None:
             raise ValueError("a linear head has no bottleneck; leave it out, or take head='ffn'")
         self.cell, self.head = known("cell", cell, CELLS), known("head", head, HEADS)
-        self.width, self.state_size, self.bottleneck = width, state_size, bottleneck or state_size
+        self.width, self.state_size = width, state_size
+        self.bottleneck = state_size if bottleneck is None else bottleneck
         for size in ("width", "state_size", "bottleneck"):
             if getattr(self, size) < 1:
                 raise ValueError(f"{size} must be at least 1, got {getattr(self, size)}")
@@ -79,15 +80,19 @@ class HRA:
         Raises:
             ValueError: the name is taken, empty, or "base", the name of the frozen model.
         """
+        self.check_new_name(name)
+        shapes = HEADS[self.head](self.width, self.state_size, self.bottleneck)
+        self.p.heads[name] = initial_head(shapes, self._rng, self.dtype)
+
+    def check_new_name(self, name: str) -> None:
+        """Raise the ValueError of `add_task` if no new task can have this name."""
         if name in ("", BASE):
             raise ValueError(f"a task cannot be named {name!r}; 'base' is the frozen model")
         if name in self.p.heads:
             raise ValueError(f"task {name!r} exists already; known: {', '.join(self.task_names)}")
-        shapes = HEADS[self.head](self.width, self.state_size, self.bottleneck)
-        self.p.heads[name] = initial_head(shapes, self._rng, self.dtype)
 
     def remove_task(self, name: str) -> None:
-        """Remove a task and its head.
+        """Remove a task and its head. An optimiser keeps the moments of its name: train a successor with a new optimiser.
 
         Raises:
             ValueError: there is no such task.

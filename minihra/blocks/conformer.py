@@ -26,7 +26,7 @@ from minihra.blocks.subsampling import (
 from minihra.layers.attention import Reach, relative_positions
 from minihra.layers.linear import LinearCache, LinearParams
 from minihra.layers.norms import BatchStatistics
-from minihra.masks import hide, valid_from_lengths
+from minihra.masks import valid_from_lengths
 from minihra.ops import linear_backward, linear_forward
 from minihra.tree import Tree
 
@@ -103,7 +103,7 @@ class Conformer:
             raise ValueError(f"features must have shape (B, T, {F}) with T at least 1, got {inputs.shape}")
         valid = valid_from_lengths(lengths, inputs.shape[1], xp)
         params = not self.frozen
-        x, valid, cache = subsampling_forward(hide(inputs, valid), valid, self.p.subsampling, params=params)
+        x, valid, cache = subsampling_forward(inputs, valid, self.p.subsampling, params=params)
         positions = relative_positions(x.shape[1], x.shape[2], x.dtype, xp)
         return x, Context(valid, positions, training), cache if params else None
 

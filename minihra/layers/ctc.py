@@ -31,7 +31,7 @@ class CTCCache(NamedTuple):
     emission: Array  # (B, T, Z)  log_y of the states' labels
     log_alpha: Array  # (B, T, Z)
     log_end: Array  # (B, Z)  0 at the states in which a path may end, else -inf
-    log_likelihood: Array  # (B,)  -inf for an infeasible utterance
+    log_likelihood: Array  # (B,)  0 for an infeasible utterance, so that no -inf meets another
     feasible: Array  # (B,)  bool
     skip: Array  # (B, Z)  bool: a path may come from state s-2
     states: Array  # (B, Z)  labels of the states
@@ -79,7 +79,7 @@ def ctc_forward(
     top = xp.where(feasible, top, 0)
     total = xp.exp(final - top[:, None]).sum(-1)
     log_likelihood = top + xp.log(xp.where(feasible, total, 1))  # (4)
-    loss = xp.where(feasible, -log_likelihood, 0)  # (5)
+    loss = xp.where(feasible, 0 - log_likelihood, 0)  # (5)  0 - 0 is 0, but -0 is -0.0
     return loss, CTCCache(log_y, emission, log_alpha, log_end, log_likelihood, feasible, skip, states, valid)
 
 

@@ -1,0 +1,262 @@
+"""The house of the library: imports go down only, backends stay behind the switchboard, and layers are written one way.
+
+These tests read source text. What they forbid is proved, on made-up modules, to be found.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
+
+import pytest
+
+from minihra.ops import PAIRS
+from tests.imports_of import ROOT, Import, house, imports, imports_of_house
+
+ROOMS = {
+    "minihra": 0,  # the package itself imports nothing of its own
+    "minihra.arrays": 0,
+    "minihra.tree": 0,
+    "minihra.masks": 0,
+    "minihra.gradcheck": 1,
+    "minihra.layers": 1,
+    "minihra.kernels": 1,
+    "minihra.ops": 2,
+    "minihra.blocks": 3,
+    "minihra.speech": 3,
+    "minihra.data": 3,
+    "minihra.adapters": 4,
+    "minihra.model": 5,
+    "minihra.loaders": 5,
+    "minihra.optim": 5,
+    "minihra.train": 5,
+    "minihra.checkpoint": 5,
+    "minihra.cases": 6,  # the inputs of the whole model need the model
+    "minihra.model_cases": 6,
+    "minihra.report": 6,
+    "minihra.config": 6,
+    "minihra.cli": 6,
+    "minihra.__main__": 6,
+}
+"""The room of each module; a package stands for all that is in it, the package minihra only for itself."""
+
+BACKENDS = ("numba", "cupy", "minihra.kernels")
+HEAVY = ("numba", "cupy", "torch", "matplotlib")
+"""What nothing imports before it is asked to."""
+
+House = dict[str, list[Import]]
+
+
+def inside(module: str, packages: str | tuple[str, ...]) -> bool:
+    packages = (packages,) if isinstance(packages, str) else packages
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def room(module: str) -> int | None:
+    return ROOMS.get(".".join(module.split(".")[:2]))
+
+
+def inner(imported: House) -> dict[str, set[str]]:
+    """Which modules of the house a module imports."""
+    return {module: {i.module for i in found if inside(i.module, "minihra")} for module, found in imported.items()}
+
+
+def homeless(imported: House) -> list[str]:
+    """The modules without a room."""
+    return [module for module in imported if room(module) is None]
+
+
+def goes_up(imported: House) -> list[str]:
+    """The imports of a module in a higher room."""
+    return [
+        f"{module} (room {room(module)}) imports {other} (room {room(other)})"
+        for module, others in inner(imported).items()
+        for other in sorted(others)
+        if room(module) is not None and room(other) is not None and room(other) > room(module)
+    ]
+
+
+def cycle(imported: House) -> list[str]:
+    """One cycle of imports, or none."""
+    graph, done = inner(imported), set()
+
+    def visit(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module in done:
+            return []
+        for other in sorted(graph.get(module, ())):
+            if found := visit(other, [*path, module]):
+                return found
+        done.add(module)
+        return []
+
+    return next((found for module in graph if (found := visit(module, []))), [])
+
+
+def names_a_backend(imported: House) -> list[str]:
+    """Imports by which anything but the switchboard chooses a backend, or a block takes a pair from `layers`."""
+    found = []
+    for module, its_imports in imported.items():
+        may_choose = inside(module, ("minihra.ops", "minihra.kernels"))
+        built_on_pairs = inside(module, ("minihra.blocks", "minihra.adapters"))
+        for i in its_imports:
+            is_pair = i.name is None or i.name.endswith(("_forward", "_backward", "_update"))
+            if inside(i.module, BACKENDS) and not may_choose:
+                found.append(f"{module}:{i.line} imports {i.module}")
+            if built_on_pairs and inside(i.module, "minihra.layers") and is_pair:
+                found.append(f"{module}:{i.line} takes {i.name or 'everything'} from {i.module}")
+    return found
+
+
+def kernels_reach_out(imported: House) -> list[str]:
+    """Imports of kernels beyond minihra.arrays and the types of minihra.layers."""
+    return [
+        f"{module}:{i.line} imports {i.module} {i.name or ''}"
+        for module, its_imports in imported.items()
+        if inside(module, "minihra.kernels")
+        for i in its_imports
+        if inside(i.module, "minihra")
+        and not inside(i.module, ("minihra.arrays", "minihra.kernels"))
+        and not (inside(i.module, "minihra.layers") and (i.name or "").endswith(("Params", "Cache", "Statistics")))
+    ]
+
+
+CHECKS = {check.__name__: check for check in (homeless, goes_up, cycle, names_a_backend, kernels_reach_out)}
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_house_is_in_order(check: str) -> None:
+    assert CHECKS[check](imports_of_house()) == []
+
+
+SPOILED = [  # (the check, what it must report, {module: its text})
+    (homeless, "minihra.cellar", {"minihra.cellar": ""}),
+    (goes_up, "minihra.layers.gru (room 1) imports minihra.ops", {"minihra.layers.gru": "import minihra.ops"}),
+    (goes_up, "imports minihra.optim", {"minihra.blocks.conformer": "def f():\n    from minihra import optim"}),
+    (goes_up, "imports minihra.adapters.hra", {"minihra.blocks.conformer": "from ..adapters import hra"}),
+    (goes_up, "imports minihra.ops", {"minihra.gradcheck": "if True:\n    from minihra.ops import PAIRS"}),
+    (goes_up, "imports minihra.model", {"minihra": "from .model import forward"}),
+    (
+        cycle,
+        "minihra.layers.conv",
+        {"minihra.layers.gru": "from . import conv", "minihra.layers.conv": "from .gru import gru_forward"},
+    ),
+    (cycle, "minihra.tree", {"minihra.tree": "import minihra.tree"}),
+    (names_a_backend, "takes gru_forward", {"minihra.adapters.hra": "from minihra.layers.gru import gru_forward"}),
+    (names_a_backend, "takes everything", {"minihra.blocks.conformer": "import minihra.layers.linear"}),
+    (names_a_backend, "imports cupy", {"minihra.blocks.conformer": "def f():\n    import cupy as cp"}),
+    (names_a_backend, "imports minihra.kernels", {"minihra.model": "from minihra.kernels import cpu"}),
+    (kernels_reach_out, "minihra.tree", {"minihra.kernels.cpu": "from minihra.tree import add"}),
+    (kernels_reach_out, "gru_forward", {"minihra.kernels.cpu": "from minihra.layers.gru import GRUCache, gru_forward"}),
+]
+
+
+@pytest.mark.parametrize(("check", "report", "texts"), SPOILED)
+def test_a_spoiled_house_is_found_out(check: Callable, report: str, texts: dict[str, str]) -> None:
+    files = house()
+    modules = {*files, *texts}
+    spoiled = {m: imports(text, m, m in files and files[m].name == "__init__.py", modules) for m, text in texts.items()}
+    assert any(report in line for line in check(imports_of_house() | spoiled))
+
+
+def loaded_after(statements: str) -> list[str]:
+    """Which heavy packages a fresh interpreter has loaded after `statements`."""
+    code = f"import sys\n{statements}\nprint(*(m for m in {HEAVY} if m in sys.modules))"
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True, timeout=60
+    ).stdout.split()
+
+
+def test_importing_the_library_loads_no_backend() -> None:
+    modules = [m for m in house() if not inside(m, ("minihra.kernels", "minihra.__main__"))]
+    assert loaded_after("import minihra") == []
+    assert loaded_after("\n".join(f"import {module}" for module in modules)) == []
+    assert loaded_after("import numba") == ["numba"]
+
+
+def test_the_packages_of_pyproject_are_those_of_the_tree() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    packages = {module for module, file in house().items() if file.name == "__init__.py"}
+    folders = {module.rpartition(".")[0] for module, file in house().items() if file.name != "__init__.py"}
+    assert sorted(setuptools["packages"]) == sorted(packages)
+    assert folders <= packages, "a folder with modules, but without __init__.py"
+    assert setuptools["package-dir"] == {"minihra": "minihra", "minihra.kernels": "kernels"}
+
+
+REFERENCE = {
+    module: file
+    for module, file in house().items()
+    if inside(module, ("minihra.layers", "minihra.blocks", "minihra.adapters"))
+}
+NO_PAIRS = {"branch_forward"}
+"""Forwards whose backward is a table of the branches' own."""
+
+
+class Function(NamedTuple):
+    """A function at the top level of a module."""
+
+    name: str
+    lines: set[int]  # the numbers (n) in its comments
+
+
+def functions(source: str) -> list[Function]:
+    """The functions at the top level, in their order."""
+    lines, found = source.splitlines(), []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef):
+            comments = [line.partition("  # ")[2] for line in lines[node.lineno - 1 : node.end_lineno]]
+            found.append(Function(node.name, {int(n) for text in comments for n in re.findall(r"\((\d+)\)", text)}))
+    return found
+
+
+def misplaced_pairs(source: str) -> list[str]:
+    """Forwards without their backward under them, and pairs that do not bear the same line numbers."""
+    found, listed = [], functions(source)
+    for function, following in pairwise([*listed, Function("", set())]):
+        name, _, kind = function.name.rpartition("_")
+        if kind != "forward" or function.name in NO_PAIRS:
+            continue
+        if following.name != f"{name}_backward":
+            found.append(f"{function.name} has {following.name or 'nothing'} under it")
+        elif function.lines != following.lines:
+            found.append(f"{name}: forward lines {sorted(function.lines)}, backward {sorted(following.lines)}")
+    return found
+
+
+@pytest.mark.parametrize("module", REFERENCE)
+def test_reference_files_are_short_and_hold_pairs(module: str) -> None:
+    source = REFERENCE[module].read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= 250, "a file over 250 lines is two files"
+    assert misplaced_pairs(source) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "report"),
+    [
+        ("def a_forward():\n    pass\ndef b():\n    pass\ndef a_backward():\n    pass", "a_forward has b under it"),
+        ("def a_forward():\n    pass", "a_forward has nothing under it"),
+        ("def a_forward():\n    return 1  # (1) (2)\ndef a_backward():\n    pass  # (2)", "forward lines [1, 2]"),
+    ],
+)
+def test_a_spoiled_pair_is_found_out(source: str, report: str) -> None:
+    assert report in misplaced_pairs(source)[0]
+
+
+def test_every_pair_of_the_layers_is_on_the_switchboard() -> None:
+    written = {
+        function.name
+        for module, file in REFERENCE.items()
+        if inside(module, "minihra.layers")
+        for function in functions(file.read_text(encoding="utf-8"))
+        if function.name.endswith(("_forward", "_backward"))
+    }
+    assert written == {function.__name__ for pair in PAIRS.values() for function in pair}
+    assert all(
+        (pair.forward.__name__, pair.backward.__name__) == (f"{name}_forward", f"{name}_backward")
+        for name, pair in PAIRS.items()
+    )

@@ -1,0 +1,38 @@
+"""The padding mask."""
+
+import numpy as np
+import pytest
+
+from minihra.masks import halve, hide, valid_from_lengths
+
+
+def test_valid_from_lengths() -> None:
+    valid = valid_from_lengths([3, 0, 1], 3)
+    assert valid.dtype == bool
+    assert valid.tolist() == [[True, True, True], [False, False, False], [True, False, False]]
+
+
+@pytest.mark.parametrize("lengths", [[4, 1], [-1, 2], [[1, 2]], 2])
+def test_impossible_lengths_are_refused(lengths: object) -> None:
+    with pytest.raises(ValueError, match="from 0 to 3"):
+        valid_from_lengths(lengths, 3)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (2, 3, 4, 5)])
+def test_hide_clears_whatever_padding_holds(shape: tuple[int, ...]) -> None:
+    valid = valid_from_lengths([2, 0], 3)
+    x = np.full(shape, np.nan, np.float32)
+    x[0, :2] = 7
+    before = x.copy()
+    hidden = hide(x, valid)
+    assert hidden.dtype == np.float32
+    assert (hidden[0, :2] == 7).all() and (hidden[0, 2:] == 0).all() and (hidden[1] == 0).all()
+    assert np.array_equal(x, before, equal_nan=True), "the argument was changed"
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5, 8])
+def test_halve_rounds_lengths_up(frames: int) -> None:
+    lengths = np.arange(frames + 1)
+    halved = halve(valid_from_lengths(lengths, frames))
+    assert halved.shape == (frames + 1, (frames + 1) // 2)
+    assert halved.sum(1).tolist() == ((lengths + 1) // 2).tolist()
