@@ -30,13 +30,13 @@ ROOMS = {
     "minihra.speech": 3,
     "minihra.data": 3,
     "minihra.adapters": 4,
+    "minihra.cases": 4,
     "minihra.model": 5,
     "minihra.loaders": 5,
     "minihra.optim": 5,
     "minihra.train": 5,
     "minihra.checkpoint": 5,
-    "minihra.cases": 6,  # the inputs of the whole model need the model
-    "minihra.model_cases": 6,
+    "minihra.model_cases": 6,  # the inputs of the whole model need the model
     "minihra.report": 6,
     "minihra.config": 6,
     "minihra.cli": 6,

@@ -92,7 +92,7 @@ class HRA:
             raise ValueError(f"task {name!r} exists already; known: {', '.join(self.task_names)}")
 
     def remove_task(self, name: str) -> None:
-        """Remove a task and its head. An optimiser keeps the moments of its name: train a successor with a new optimiser.
+        """Remove a task and its head. An optimiser keeps the moments of its name: train a successor with a new one.
 
         Raises:
             ValueError: there is no such task.
