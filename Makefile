@@ -10,6 +10,7 @@ test: .venv/.installed-$(EXTRAS)
 
 lint: .venv/.installed-$(EXTRAS)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 .venv/.installed-$(EXTRAS): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from minihra.masks import halve, hide, valid_from_lengths
+from minihra.model_cases import CONFIG, tiny_conformer
 
 
 def test_valid_from_lengths() -> None:
@@ -36,3 +37,15 @@ def test_halve_rounds_lengths_up(frames: int) -> None:
     halved = halve(valid_from_lengths(lengths, frames))
     assert halved.shape == (frames + 1, (frames + 1) // 2)
     assert halved.sum(1).tolist() == ((lengths + 1) // 2).tolist()
+
+
+def test_dropout_masks_have_one_for_each_branch_of_each_layer() -> None:
+    training = tiny_conformer().draw_dropout(0.3, 2, 23, np.random.default_rng(0))
+    assert training.keep.shape == (CONFIG.layers, 4, 2, 6, CONFIG.width)  # 23 frames are 6 after subsampling
+    assert abs(training.keep.mean() - 0.7) < 0.06
+
+
+def test_no_dropout_draws_nothing() -> None:
+    rng = np.random.default_rng(0)
+    assert tiny_conformer().draw_dropout(0.0, 2, 23, rng).keep is None
+    assert rng.random() == np.random.default_rng(0).random()

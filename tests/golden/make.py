@@ -39,10 +39,10 @@ FORMULA = (
     "offset + scale * (2 m - 1009) / 1009 in float64, with m = (271 i^2 + 89 i + 331 k + 57) mod 1009"
 )
 
-# What two machines may differ by, as a share of the largest element of an array. Another BLAS adds in another order, and
-# another libm rounds tanh and exp in the last place; long sums and CTC's log domain enlarge that. Our float32 results
-# differ from our float64 results by up to 1.7e-6, that is by 30 roundings (of 6e-8); as many roundings of float64 are
-# 3e-15. So 1e-13 leaves room for 30 times as much, and 4e-6 for twice as much.
+# What two machines may differ by, as a share of the largest element of an array. Another BLAS adds in another order,
+# and another libm rounds tanh and exp in the last place; long sums and CTC's log domain enlarge that. Our float32
+# results differ from our float64 results by up to 1.7e-6, that is by 30 roundings (of 6e-8); as many roundings of
+# float64 are 3e-15. So 1e-13 leaves room for 30 times as much, and 4e-6 for twice as much.
 CURRENT = {"float64": 1e-13, "float32": 4e-6}
 # What a port may differ by. It may arrange whole layers in another way.
 PORT = {"float64": 1e-12, "float32": 1e-5}
