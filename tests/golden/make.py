@@ -20,10 +20,12 @@ from minihra.adapters.controller import HRAParams, group_tasks
 from minihra.adapters.hra import HRAEdit
 from minihra.arrays import Array
 from minihra.blocks.conformer import Conformer, ConformerConfig
-from minihra.blocks.conformer_block import SITES
+from minihra.blocks.conformer_block import SITES, STEPS
 from minihra.cases import Case, adapter_cases, filled_cell, filled_head, numbers, time_cases
+from minihra.layers.ctc import CTCCache
+from minihra.layers.gru import GRUCache
 from minihra.masks import hide
-from minihra.model import backward, forward, pack_labels
+from minihra.model import ModelCache, backward, forward, pack_labels
 from minihra.model_cases import tiny_conformer
 from minihra.ops import ctc_backward, ctc_forward, grouped_heads_backward
 from minihra.tree import Tree, children, leaves, map_leaves
@@ -49,12 +51,14 @@ PORT = {"float64": 1e-12, "float32": 1e-5}
 
 # The order of computation, where the fields of a cache stand in another one.
 ORDER = {
-    "gru": "x h r z q n p",
-    "ctc": "valid log_y states skip emission log_end log_alpha log_likelihood feasible",
-}
+    GRUCache: ("x", "h", "r", "z", "q", "n", "p"),
+    CTCCache: (
+        "valid", "log_y", "states", "skip", "emission", "log_end", "log_alpha", "log_likelihood", "feasible"
+    ),
+}  # fmt: skip
 
 # Smaller than the HRA of model_cases.py, so that the files stay small.
-CONFIG = ConformerConfig(labels=7, mels=5, width=6, layers=3, heads=3, kernel=3, expansion=2)
+CONFIG = ConformerConfig(labels=7, mels=5, width=6, layers=3, heads=2, kernel=3, expansion=2)
 STATE, FRAMES = 5, 11  # 3 frames after subsampling
 LENGTHS = (11, 7, 3, 6)
 LABELS = ([3, 3], [5], [2], [1, 2, 4])  # the last row is too short for its labels
@@ -96,18 +100,27 @@ def layer_record(case: Case, dtype: str) -> Record:
     *outputs, cache = case.pair.forward(**arguments, **constants)
     doutputs = tuple(numbers(*y.shape, k=OUTPUT_GRADIENT + n).astype(dtype) for n, y in enumerate(outputs))
     gradients, zero = gradients_by_name(arguments, case.pair.backward(*doutputs, cache))
-    order = ORDER.get(case.name.partition(",")[0], " ".join(cache._fields)).split()
-    if sorted(order) != sorted(cache._fields):
-        raise ValueError(f"{case.name}: ORDER has {order}, the cache has {cache._fields}")
     tree = {
         "arguments": arguments,
         "constants": constants,
         "doutputs": doutputs,
         "outputs": tuple(outputs),
-        "cache": {field: getattr(cache, field) for field in order},
+        "cache": without_parameters(cache),
         "gradients": gradients,
     }
     return record(tree, zero, dtype)
+
+
+def without_parameters(tree: Tree) -> Tree:
+    """Return a cache as nested dicts in the order of computation, without what is None and without the parameters `p`
+    that it points to (they are inputs) and the flag `params`.
+    """
+    if hasattr(tree, "_fields"):
+        order = ORDER.get(type(tree), tree._fields)
+        tree = {name: getattr(tree, name) for name in order if name not in ("p", "params")}
+    if not isinstance(tree, dict):
+        return tree
+    return {name: without_parameters(child) for name, child in tree.items() if child is not None}
 
 
 def cast(tree: Tree, dtype: str) -> Tree:
@@ -139,7 +152,7 @@ def record(tree: dict[str, Tree], zero: list[str], dtype: str) -> Record:
 def split(tree: Tree, prefix: str = "") -> tuple[dict[str, Array], dict[str, Any]]:
     """Return the arrays of a tree by dotted name, and by name the subtrees that hold none (segments, blank)."""
     arrays = {name: leaf for name, leaf in leaves(tree, prefix) if isinstance(leaf, np.ndarray)}
-    if not arrays:
+    if not arrays and prefix not in INPUTS:
         return {}, {} if tree is None or tree == {} else {prefix: tree}
     static = {}
     for name, child in children(tree):
@@ -148,10 +161,7 @@ def split(tree: Tree, prefix: str = "") -> tuple[dict[str, Array], dict[str, Any
 
 
 class Recorder(NamedTuple):
-    """An edit that does what `edit` does, and writes down what passes each site, on the way up and down.
-
-    Padded frames hold what the backbone happens to make of them and nothing reads them: they are recorded as 0.
-    """
+    """An edit that does what `edit` does, and writes down what passes each site, on the way up and down."""
 
     edit: HRAEdit
     valid: Array  # (B, T)
@@ -159,23 +169,25 @@ class Recorder(NamedTuple):
     dtrace: dict[str, dict[str, Array]]  # their gradients
     sites = frozenset(SITES)
 
-    def shown(self, frames: Array) -> Array:
-        """Return frames (B, T, ...), or those of the rows with a task (M T, ...), with 0 where they are padded."""
-        if frames.shape[:2] == self.valid.shape:
-            return hide(frames, self.valid)
-        rows = self.valid[self.edit.groups.rows].reshape(-1)
-        return np.where(rows[:, None], frames, 0).astype(frames.dtype)
+    def shown(self, a: Array) -> Array:
+        """Return an array with 0 on padded frames: they hold what the backbone happens to make of them, for nobody."""
+        (B, T), rows = self.valid.shape, self.edit.groups.rows
+        if a.shape[:2] == (B, T):
+            return hide(a, self.valid).astype(a.dtype)
+        if a.ndim == 4 and a.shape[::2] == (B, T):  # queries, keys, values (B, A, T, D)
+            return hide(a.swapaxes(1, 2), self.valid).swapaxes(1, 2)
+        if a.shape[0] == len(rows) * T:  # of the rows with a task (M T, ...)
+            return np.where(self.valid[rows].reshape(-1, 1), a, 0).astype(a.dtype)
+        return a
 
     def forward(self, site: str, l: int, x: Array, u: Array | None, carry: Any) -> tuple[Array | None, Any, Any]:
-        """Write down the branch u of a step; at the end of a block, what HRA reads and computes."""
+        """Write down the branch u of a step; at the end of a block, what HRA reads and gives."""
         seen = self.trace.setdefault(str(l), {})
         if site != "block":
             seen[site] = self.shown(u)
             return u, carry, None
         u, h, cache = self.edit.forward(site, l, x, u, carry)
-        seen["x"] = self.shown(x)
-        seen |= {gate: self.shown(getattr(cache.state, gate)) for gate in ("r", "z", "q", "n")}
-        seen |= {"h": self.shown(h), "u": self.shown(u)}
+        seen |= {"x": self.shown(x), "h": self.shown(h), "u": self.shown(u)}
         return u, h, cache
 
     def backward(self, site: str, l: int, du: Array, dcarry: Any, cache: Any) -> tuple[Array, Any, Any, Tree]:
@@ -189,6 +201,25 @@ class Recorder(NamedTuple):
         dh = grouped_heads_backward(du[self.edit.groups.rows], cache.heads)[0].reshape(-1, self.edit.state_size)
         seen |= {"u": self.shown(du), "h": self.shown(dh if dcarry is None else dh + dcarry), "x": self.shown(du + dx)}
         return dx, du_below, dcarry_below, dp
+
+
+def cache_by_name(cache: ModelCache, recorder: Recorder) -> Tree:
+    """Return every field that the backward reads, by layer and site, with 0 on padded frames.
+
+    The frozen branches of the first layer keep nothing.
+    """
+    layers = {}
+    for l, layer in enumerate(cache.layers):
+        branches = {site: step.branch for (site, _), step in zip(STEPS, layer.steps, strict=True)}
+        step = layer.edit.cache
+        heads = {
+            task: hide(step.heads.heads[task].x, recorder.valid[step.groups.rows[start:stop]])
+            for task, start, stop in step.groups.segments
+        }
+        fields = without_parameters({**branches, "norm": layer.norm, "hra": {"state": step.state}})
+        fields = map_leaves(recorder.shown, fields)
+        layers[str(l)] = {**fields, "hra": {**fields["hra"], "heads": {task: {"x": x} for task, x in heads.items()}}}
+    return {"layers": layers}
 
 
 def hra_inputs(dtype: str) -> tuple[Conformer, HRAParams, Array]:
@@ -205,7 +236,8 @@ def hra_record(dtype: str) -> Record:
     backbone, p, features = hra_inputs(dtype)
     lengths, labels, groups = np.array(LENGTHS), pack_labels(LABELS, CONFIG.labels), group_tasks(TASKS, p.heads)
     x0, context, _ = backbone.embed(features, lengths)
-    recorder = Recorder(HRAEdit(p, "gru", STATE, groups, len(TASKS), True), context.valid, {}, {})
+    edit = HRAEdit(p, "gru", STATE, groups, len(TASKS), True)
+    recorder = Recorder(edit, context.valid, {}, {})
     logits, cache = forward(backbone, features, lengths, recorder)
     losses, ctc_cache = ctc_forward(logits, context.valid, *labels)
     dlosses = numbers(len(TASKS), k=OUTPUT_GRADIENT).astype(dtype)
@@ -228,14 +260,15 @@ def hra_record(dtype: str) -> Record:
         "x0": recorder.shown(x0),
         "layers": recorder.trace,
         "logits": recorder.shown(logits),
-        "feasible": ctc_cache.feasible,
     }
+    ctc_shown = map_leaves(recorder.shown, without_parameters(ctc_cache))
     tree = {
         "arguments": {"p": p},
         "constants": constants,
         "doutputs": (dlosses,),
         "outputs": (losses,),
         "trace": trace,
+        "cache": {**cache_by_name(forward(backbone, features, lengths, edit)[1], recorder), "ctc": ctc_shown},
         "dtrace": {"logits": dlogits, "layers": recorder.dtrace},
         "gradients": gradients,
     }
@@ -256,9 +289,24 @@ def formula(a: Array) -> tuple[int, float, float] | None:
     return None
 
 
-def stored(name: str, dtype: str) -> bool:
-    """Return whether an array is in the files: inputs once, and the backbone of the HRA by its formula alone."""
-    return not name.startswith("constants.backbone.") and (dtype == "float64" or name.split(".")[0] not in INPUTS)
+def repeated(types: dict[str, Record]) -> dict[str, str]:
+    """Return the arrays of a case that repeat an earlier one, as a cache does inputs, and the name of that one."""
+    first: dict[tuple, str] = {}
+    found = {}
+    for name, a in types["float64"].arrays.items():
+        b = types["float32"].arrays[name]
+        earlier = first.setdefault((a.shape, a.dtype, a.tobytes(), b.tobytes()), name)
+        if earlier != name and name.split(".")[0] not in INPUTS:
+            found[name] = earlier
+    return found
+
+
+def stored(name: str, a: Array, dtype: str) -> bool:
+    """Return whether an array that is no repetition is in the files: inputs, and what is not floating-point, once; the
+    backbone of the HRA by its formula alone.
+    """
+    once = name.split(".")[0] in INPUTS or a.dtype.kind != "f"
+    return not name.startswith("constants.backbone.") and (dtype == "float64" or not once)
 
 
 def golden_tensors(records: dict) -> dict[str, dict[str, Array]]:
@@ -269,10 +317,18 @@ def golden_tensors(records: dict) -> dict[str, dict[str, Array]]:
             for case, types in cases.items()
             for dtype, made in types.items()
             for name, a in made.arrays.items()
-            if stored(name, dtype)
+            if stored(name, a, dtype) and name not in repeated(types)
         }
         for file, cases in records.items()
     }
+
+
+def manifest_entry(name: str, a: Array, repetitions: dict[str, str]) -> dict[str, Any]:
+    """Return what the manifest says of an array: which one it repeats, its formula, its shape if it is not stored."""
+    if name in repetitions:
+        return {"same": repetitions[name]}
+    made_by = formula(a) if name.split(".")[0] in INPUTS else None
+    return ({"formula": made_by} if made_by else {}) | ({} if stored(name, a, "float64") else {"shape": a.shape})
 
 
 def golden_manifest(records: dict) -> str:
@@ -280,19 +336,16 @@ def golden_manifest(records: dict) -> str:
     cases = []
     for file, made in records.items():
         for case, types in made.items():
-            arrays = []
-            for name, a in types["float64"].arrays.items():
-                entry = {"shape": a.shape, "type": "float" if a.dtype.kind == "f" else a.dtype.name}
-                made_by = formula(a) if name.split(".")[0] in INPUTS else None
-                entry |= {"formula": made_by} if made_by else {}
-                arrays.append(f'   "{name}": {json.dumps(entry, separators=(",", ":"))}')
-            lines = [
+            repetitions, (arrays, static, zero) = repeated(types), types["float64"]
+            entries = {name: manifest_entry(name, a, repetitions) for name, a in arrays.items()}
+            lines = [f'   "{name}":{json.dumps(entry, separators=(",", ":"))}' for name, entry in entries.items()]
+            parts = [
                 f'  "{case}": {{"file": "{file}.safetensors"',
-                f'   "static": {json.dumps(types["float64"].static)}',
-                f'   "zero": {json.dumps(types["float64"].zero)}',
-                '   "arrays": {\n' + ",\n".join(arrays) + "}}",
+                f'   "static": {json.dumps(static)}',
+                f'   "zero": {json.dumps(zero)}',
+                '   "arrays": {\n' + ",\n".join(lines) + "}}",
             ]
-            cases.append(",\n".join(lines))
+            cases.append(",\n".join(parts))
     head = {"format": 1, "formula": FORMULA, "tolerances": PORT}
     return f'{json.dumps(head, indent=1)[:-2]},\n "cases": {{\n' + ",\n".join(cases) + "}}\n"
 
