@@ -69,7 +69,7 @@ def layer(ax: plt.Axes, bottom: float, l: str) -> None:
     label(ax, CELL + 1.15, read, "$d$controller +=", BACKWARD, "left")
     label(ax, CELL + 0.3, (read + add) / 2 + 0.3, f"$dh_{l}$ = both parts", BACKWARD, "left")
     if wanted:
-        label(ax, HEAD, read - 0.38, f"$dx_{l}$, part of cell", BACKWARD)
+        label(ax, HEAD + 1.3, read - 0.38, f"$dx_{l}$, part of cell", BACKWARD)
         label(ax, X - 0.35, (read + add) / 2 + 0.05, f"$dx'_{l}$, residual part", BACKWARD, "right")
         label(ax, X + 0.3, bottom + 0.55, f"$dx_{l}$ = both parts", BACKWARD, "left")
 
@@ -90,7 +90,7 @@ def main(path: str) -> None:
         box(ax, X, 3 * ROW, "readout, frozen; loss", FROZEN)
         arrow(ax, (X, -0.95), (X, -0.3), FORWARD)
         label(ax, X, -1.15, "features, subsampling (frozen)", FORWARD)
-        label(ax, X + 0.3, 0.62, "no gradient: nothing in or below block 1 trains", BACKWARD, "left")
+        label(ax, X + 0.3, 0.55, "no gradient: nothing in\nor below block 1 trains", BACKWARD, "left")
         arrow(ax, (CELL, -0.15), (CELL, READ - 0.45), FORWARD)
         label(ax, CELL, -0.35, "$h_0 = 0$", FORWARD)
         label(ax, HEAD + 0.3, 3 * ROW, "forward", FORWARD, "left")
