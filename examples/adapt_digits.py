@@ -11,6 +11,7 @@ import argparse
 import json
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,13 +45,19 @@ class Recording(NamedTuple):
     split: str
 
 
-def load(folder, log_mel):
-    """Read all recordings of the folder's manifest."""
-    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+def load(manifest, log_mel):
+    """Read all recordings of a manifest."""
     recordings = []
-    for row in tqdm(rows, desc="reading", disable=None):
-        samples = read_audio(folder / row["audio_filepath"], log_mel.sample_rate)
-        recordings.append(Recording(log_mel(samples), row["text"], row["speaker"], row["split"]))
+    lines = manifest.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(tqdm(lines, desc="reading", disable=None), start=1):
+        try:
+            row = json.loads(line)
+            samples = read_audio(manifest.parent / row["audio_filepath"], log_mel.sample_rate)
+            recordings.append(Recording(log_mel(samples), row["text"], row["speaker"], row["split"]))
+        except KeyError as error:
+            raise ValueError(f"{manifest}, line {number}: no field {error}") from None
+        except (OSError, TypeError, ValueError) as error:
+            raise ValueError(f"{manifest}, line {number}: {error}") from None
     return recordings
 
 
@@ -62,8 +69,7 @@ def train(title, model, recordings, alphabet, epochs, rng, hra=None):
         epoch = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
         batches += [epoch[i] for i in rng.permutation(len(epoch))]
     optimiser = AdamW(decay=0.0 if hra else 1e-2)
-    progress = tqdm(batches, desc=title, disable=None)
-    for step, batch in enumerate(progress):
+    for step, batch in enumerate(progress := tqdm(batches, desc=title, disable=None)):
         rows = [recordings[i] for i in batch]
         x, lengths = pad([row.features for row in rows])
         labels = pack_labels([alphabet.encode(row.text) for row in rows], len(alphabet))
@@ -84,8 +90,8 @@ def train(title, model, recordings, alphabet, epochs, rng, hra=None):
 
 def error_rate(model, recordings, alphabet, hra=None):
     """Return the word error rate of greedy decoding."""
-    x, lengths = pad([row.features for row in recordings])
-    logits, cache = forward(model, x, lengths, hra and hra.edit([row.speaker for row in recordings]))
+    edit = hra and hra.edit([row.speaker for row in recordings])
+    logits, cache = forward(model, *pad([row.features for row in recordings]), edit)
     texts = [alphabet.decode(labels) for labels in greedy_decode(logits, cache.context.valid)]
     return word_error_rate([row.text for row in recordings], texts)
 
@@ -97,22 +103,26 @@ def main(argv=None):
     parser.add_argument("--epochs", type=int, nargs=2, default=(25, 20), metavar=("PRETRAIN", "ADAPT"))
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args(argv)
-    if not (arguments.folder / "manifest.jsonl").is_file():
-        parser.error(f"{arguments.folder / 'manifest.jsonl'}: no such file")
     start, rng = time.perf_counter(), np.random.default_rng(arguments.seed)
-
-    recordings = load(arguments.folder, LogMel(sample_rate=8000, silence=0.05))
 
     def of(speakers, split):
         return [row for row in recordings if row.speaker in speakers and row.split == split]
 
-    alphabet = Alphabet.of(row.text for row in of(KNOWN, "train"))
+    try:
+        recordings = load(arguments.folder / "manifest.jsonl", LogMel(sample_rate=8000, silence=0.05))
+        for speaker, split in product(KNOWN + NEW, ("train", "test")):
+            if not of([speaker], split):
+                raise ValueError(f"{arguments.folder}: no {split} recording of {speaker}")
+        alphabet = Alphabet.of(row.text for row in of(KNOWN, "train"))
+        for row in of(NEW, "train"):
+            alphabet.encode(row.text)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     model = initial_conformer(ConformerConfig(labels=len(alphabet)), arguments.seed)
     model = train("pre-training", model, of(KNOWN, "train"), alphabet, arguments.epochs[0], rng)
     model, pretrained = replace(model, frozen=True), time.perf_counter()
-    known_rate = error_rate(model, of(KNOWN, "test"), alphabet)
     print(f"Conformer: {count(model.p):,} parameters, pre-trained in {pretrained - start:.0f} s")
-    print(f"word error rate on the speakers that it knows: {known_rate:.3f}")
+    print(f"word error rate on the speakers that it knows: {error_rate(model, of(KNOWN, 'test'), alphabet):.3f}")
 
     hra = HRA(model.config.width, state_size=32, cell="gru", head="linear", seed=arguments.seed)
     for speaker in NEW:
