@@ -87,6 +87,13 @@ def test_another_number_of_tasks_than_rows_is_an_error(tasks: tuple[str, ...]) -
         logits_of(frozen_backbone(), batch(), trained_hra(), tasks)
 
 
+def test_an_adapter_for_another_width_is_an_error() -> None:
+    hra = HRA(CONFIG.width + 2, STATE)
+    hra.add_task("ann")
+    with pytest.raises(ValueError, match="for layers of width 10, but layer 1 has 8"):
+        logits_of(frozen_backbone(), batch(), hra, ["ann"] * 5)
+
+
 def test_tasks_are_added_and_removed_in_order() -> None:
     hra = new_hra(tasks=())
     assert hra.task_names == ()

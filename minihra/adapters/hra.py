@@ -137,8 +137,12 @@ class HRAEdit(NamedTuple):
         """Return u_l (B, T, C), h_l (M T, H) and the cache for layer output x (B, T, C) and carry h_{l-1}, None = h_0.
 
         Raises:
-            ValueError: the batch has another number of rows than tasks were given for.
+            ValueError: the batch has another number of rows than tasks were given for, or the layer another width than
+                the adapter.
         """
+        width = self.p.controller.W.shape[0]
+        if x.shape[2] != width:
+            raise ValueError(f"the adapter is for layers of width {width}, but layer {l + 1} has {x.shape[2]}")
         if len(x) != self.batch:
             raise ValueError(f"{self.batch} tasks were given for a batch of {len(x)} rows")
         if carry is None:
