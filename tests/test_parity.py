@@ -138,7 +138,7 @@ def test_loss_and_every_gradient_of_an_unfrozen_conformer(train: bool, conv_norm
         zero |= {f"backbone.layers.{l}.conv.depthwise.b" for l in range(CONFIG.layers)}
     for name, value in ours.items():
         if name in zero:
-            assert max(np.abs(value).max(), np.abs(theirs[name]).max()) < 1e-14, name
+            assert max(np.abs(value).max(), np.abs(theirs[name]).max()) < 1e-12, name
         else:
             close(value, theirs[name], name)
 
