@@ -112,6 +112,7 @@ def test_greedy_decoding(blank):
     valid = np.arange(7) < np.array([[7], [5]])
     labels = greedy_decode(np.eye(3)[best], valid, blank=blank)
     assert labels == [[a, a, b, a], [b]]
+    assert blank != 0 or greedy_decode(np.eye(3)[best], valid) == labels  # 0 is the blank unless another is named
 
 
 @pytest.mark.parametrize(
