@@ -76,3 +76,8 @@ def test_nothing_is_allocated() -> None:
 def test_impossible_sizes_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         count_hra(**{"width": 4, "state_size": 4, "tasks": 1, **arguments})
+
+
+def test_the_smallest_sizes_count() -> None:
+    assert count_hra(1, 1, 0, cell="none") == (2, 2, 2)
+    assert count_hra(1, 1, 3, cell="none") == (2, 2, 8)
