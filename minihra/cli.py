@@ -1,61 +1,152 @@
-"""The command `minihra`."""
+"""The command `minihra`: its arguments, and how it reports a mistake."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import minihra
-from minihra.cases import distance_to_kink, layer_cases
-from minihra.gradcheck import H_STEP, TOLERANCE, gradient_check, table
-from minihra.model_cases import block_cases, model_cases
-
-EXPLANATION = f"""
-error         largest difference of the analytic and the numeric derivative along a direction (central differences)
-of allowed    its share of what is allowed: {TOLERANCE:g} of the gradient's norm plus the round-off of the differences
-nearest kink  smallest |a| that a trained relu was given; the differences step by {H_STEP:g}"""
+from minihra.adapters.parts import CELLS, HEADS
+from minihra.config import SIZES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv`; return the exit status: 0 = done, 1 = a check failed, 2 = a mistake of the user."""
-    parser = argparse.ArgumentParser(
+    """Run the command line `argv`; return the exit status.
+
+    0 = done, 1 = a check failed, 2 = a mistake of the user, which is told in one line, 130 = interrupted.
+    """
+    arguments = parser().parse_args(argv)
+    from minihra.train import Interrupted
+
+    try:
+        return arguments.run(arguments) or 0
+    except Interrupted as stop:
+        print(f"minihra: {stop}", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"minihra: {error}", file=sys.stderr)
+        return 2
+
+
+def command(name: str) -> Callable[[argparse.Namespace], int | None]:
+    """Return the function of a command, imported when it runs: `minihra --help` needs none of it."""
+
+    def run(arguments: argparse.Namespace) -> int | None:
+        from minihra import checks, commands
+
+        return getattr(checks if name == "check" else commands, f"run_{name}")(arguments)
+
+    return run
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    top = argparse.ArgumentParser(
         prog="minihra",
         description="Hierarchical Recurrent Adapters for frozen Conformers, every backward pass written by hand.",
     )
-    parser.add_argument("--version", action="version", version=f"minihra {minihra.__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    check = commands.add_parser(
-        "check",
-        help="check every hand-written backward against central differences",
-        description="Check the backward of every layer, every block and the whole model against central differences in "
-        "float64. Exit status 1 if one is wrong.",
+    top.add_argument("--version", action="version", version=f"minihra {minihra.__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, text: str, more: str = "") -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}".strip())
+        one.set_defaults(run=command(name))
+        return one
+
+    pretrain = add("pretrain", "train a backbone from nothing", "It takes the sample rate that most recordings have.")
+    add_rows(pretrain)
+    add_training(pretrain, "25")
+    group = pretrain.add_mutually_exclusive_group()
+    group.add_argument("--size", default="tiny", help=f"a named size: {', '.join(SIZES)} (default tiny)")
+    group.add_argument("--config", type=Path, metavar="FILE.toml", help="sections [model], [features], [training], ...")
+    pretrain.add_argument(
+        "--valid",
+        action="append",
+        default=[],
+        metavar="WHERE",
+        help="rows of the manifest that draw curves in the log, such as split=test; they choose nothing",
     )
-    check.set_defaults(run=run_check)
-    return parser.parse_args(argv).run()
+
+    adapt = add("adapt", "train one adapter with a head for each task, on a frozen backbone")
+    adapt.add_argument("--backbone", type=Path, required=True, metavar="DIR", help="what `minihra pretrain` wrote")
+    add_rows(adapt)
+    add_training(adapt, "20")
+    adapt.add_argument("--task-by", metavar="KEY", help="the field of the manifest that names the task, as speaker")
+    add_adapter(adapt)
+    adapt.add_argument("--limit-per-task", type=int, metavar="N", help="only N random recordings of each task")
+    adapt.add_argument("--adapter", type=Path, metavar="DIR", help="add to this adapter")
+    adapt.add_argument("--freeze-controller", action="store_true", help="train new heads alone; the old ones stay")
+
+    evaluate = add("eval", "count the errors of a backbone, or of a backbone with an adapter")
+    evaluate.add_argument("--backbone", type=Path, required=True, metavar="DIR", help="what `minihra pretrain` wrote")
+    evaluate.add_argument("--adapter", type=Path, metavar="DIR", help="what `minihra adapt` wrote")
+    add_rows(evaluate)
+    evaluate.add_argument("--task-by", metavar="KEY", help="the field that names the task (default: the adapter's)")
+    evaluate.add_argument("--unknown", choices=["error", "base"], default="error", help="what to do without a head")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    evaluate.add_argument("--hypotheses", type=Path, metavar="FILE", help="write what was understood, JSONL")
+
+    transcribe = add("transcribe", "write down recordings")
+    transcribe.add_argument("--backbone", type=Path, required=True, metavar="DIR", help="what `minihra pretrain` wrote")
+    transcribe.add_argument("--adapter", type=Path, metavar="DIR", help="what `minihra adapt` wrote")
+    transcribe.add_argument("--task", metavar="NAME", help="whose head to use; base = the frozen backbone")
+    transcribe.add_argument("audio", type=Path, nargs="+", metavar="AUDIO")
+
+    params = add("params", "count the parameters of adapters of any size", "Nothing is allocated.")
+    params.add_argument("--width", type=int, default=1536, help="C of the backbone (default 1536, that of USM)")
+    params.add_argument("--layers", type=int, default=32, help="L of the backbone (default 32)")
+    params.add_argument("--backbone-size", type=float, default=2e9, metavar="N", help="its parameters (default 2e9)")
+    params.add_argument("--tasks", type=int, nargs="+", default=[1, 10, 100, 1000], metavar="N")
+    add_adapter(params)
+
+    manifest = add("manifest", "write the manifest of a folder of name.wav and name.txt", "A subfolder is a speaker.")
+    manifest.add_argument("folder", type=Path, metavar="FOLDER")
+    manifest.add_argument("--skip-bad", action="store_true", help="leave recordings without a text out")
+
+    add(
+        "check",
+        "check every hand-written backward against central differences",
+        "In float64: every layer, every block and the whole model. Exit status 1 if one is wrong.",
+    )
+    return top
 
 
-def run_check() -> int:
-    """Check every case and print a table of errors."""
-    failures = []
-    print(f"{'pair':<34} {'error':>9} {'of allowed':>10} {'nearest kink':>13}")
-    cases = [*layer_cases(), *block_cases(), *model_cases()]
-    for case in cases:
-        rows = gradient_check(
-            case.pair.forward, case.pair.backward, case.arguments, constants=case.constants, outputs=case.outputs
-        )
-        *_, cache = case.pair.forward(**case.arguments, **case.constants)
-        kink = distance_to_kink(cache)
-        error = max(abs(row.analytic - row.numeric) for row in rows)
-        ok = all(row.ok for row in rows)
-        print(
-            f"{case.name:<34} {error:>9.1e} {max(row.error for row in rows):>10.4f} "
-            f"{'' if kink == float('inf') else format(kink, '13.1e')}{'' if ok else '  FAILS'}"
-        )
-        if not ok:
-            failures.append(f"{case.name}\n{table(rows)}")
-    print(EXPLANATION)
-    if failures:
-        print("\n" + "\n\n".join(failures), file=sys.stderr)
-        print(f"\n{len(failures)} of {len(cases)} checks failed", file=sys.stderr)
-        return 1
-    print(f"\nall {len(cases)} checks passed")
-    return 0
+def add_rows(one: argparse.ArgumentParser) -> None:
+    """Add the arguments that choose rows of a manifest."""
+    one.add_argument("--manifest", type=Path, required=True, metavar="M", help="JSONL: audio_filepath, text, ...")
+    one.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="KEY=V1,V2",
+        help="only rows whose field has one of the values; KEY!=V1,V2: none of them; may be repeated",
+    )
+    one.add_argument(
+        "--split",
+        action="append",
+        dest="where",
+        type=lambda name: f"split={name}",
+        metavar="NAME",
+        help="short for --where split=NAME",
+    )
+    one.add_argument("--skip-bad", action="store_true", help="go on without rows that are wrong, and say how many")
+
+
+def add_training(one: argparse.ArgumentParser, epochs: str) -> None:
+    """Add the arguments of a training run."""
+    one.add_argument("--out", type=Path, required=True, metavar="DIR", help="the run: checkpoints and log.jsonl")
+    one.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    length = one.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=int, metavar="N", help=f"times through the data (default {epochs})")
+    length.add_argument("--steps", type=int, metavar="N", help="batches, in place of epochs")
+    one.add_argument("--seed", type=int, metavar="N", help="of everything random (default 1)")
+
+
+def add_adapter(one: argparse.ArgumentParser) -> None:
+    """Add the arguments of an adapter's shape."""
+    one.add_argument("--controller", default="gru", help=f"the cell: {', '.join(CELLS)} (default gru)")
+    one.add_argument("--head", default="linear", help=f"{', '.join(HEADS)} (default linear)")
+    one.add_argument("--state-size", type=int, default=32, metavar="H", help="of the controller (default 32)")
+    one.add_argument("--bottleneck", type=int, metavar="R", help="inner width of ffn heads (default: the state size)")

@@ -70,3 +70,8 @@ def warmup_cosine(step: int, steps: int, *, peak: float, warmup: int) -> float:
     if step < warmup:
         return peak * (step + 1) / warmup
     return 0.5 * peak * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def constant(step: int, steps: int, *, peak: float, warmup: int) -> float:
+    """Return the learning rate of `step`: linear up to `peak` in `warmup` steps, then `peak`."""
+    return peak * min(1.0, (step + 1) / max(1, warmup))

@@ -1,6 +1,28 @@
-"""Word error rate: the edits that turn the reference into the hypothesis, as a share of the reference's words."""
+"""Word and character error rates: the edits that turn the reference into the hypothesis, over the reference's units.
+
+Rates are of a corpus: errors and units are added up over all texts before they are divided, as in jiwer.
+"""
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+
+class ErrorCount(NamedTuple):
+    """Errors in a text or a corpus, and the units of its reference."""
+
+    errors: int
+    units: int
+
+    @property
+    def rate(self) -> float:
+        """The error rate.
+
+        Raises:
+            ValueError: the reference has no unit.
+        """
+        if not self.units:
+            raise ValueError("the references have no word, so that there is no error rate")
+        return self.errors / self.units
 
 
 def edit_distance(reference: Sequence, hypothesis: Sequence) -> int:
@@ -13,14 +35,36 @@ def edit_distance(reference: Sequence, hypothesis: Sequence) -> int:
     return row[-1]
 
 
+def word_errors(reference: str, hypothesis: str) -> ErrorCount:
+    """Return the errors of one text in words."""
+    words = reference.split()
+    return ErrorCount(edit_distance(words, hypothesis.split()), len(words))
+
+
+def character_errors(reference: str, hypothesis: str) -> ErrorCount:
+    """Return the errors of one text in characters, the spaces between words among them."""
+    return ErrorCount(edit_distance(reference, hypothesis), len(reference))
+
+
+def sum_errors(counts: Iterable[ErrorCount]) -> ErrorCount:
+    """Return the errors of several texts together."""
+    counts = list(counts)
+    return ErrorCount(sum(count.errors for count in counts), sum(count.units for count in counts))
+
+
 def word_error_rate(references: Iterable[str], hypotheses: Iterable[str]) -> float:
-    """Return the error rate of a corpus: errors over reference words, in all texts together.
+    """Return the word error rate of a corpus.
 
     Raises:
         ValueError: the references have no word, or their number is not that of the hypotheses.
     """
-    pairs = [(r.split(), h.split()) for r, h in zip(references, hypotheses, strict=True)]
-    words = sum(len(reference) for reference, _ in pairs)
-    if not words:
-        raise ValueError("the references have no word, so that there is no error rate")
-    return sum(edit_distance(reference, hypothesis) for reference, hypothesis in pairs) / words
+    return sum_errors(word_errors(r, h) for r, h in zip(references, hypotheses, strict=True)).rate
+
+
+def character_error_rate(references: Iterable[str], hypotheses: Iterable[str]) -> float:
+    """Return the character error rate of a corpus.
+
+    Raises:
+        ValueError: the references have no character, or their number is not that of the hypotheses.
+    """
+    return sum_errors(character_errors(r, h) for r, h in zip(references, hypotheses, strict=True)).rate

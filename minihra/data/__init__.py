@@ -1,0 +1,1 @@
+"""Corpora: manifests of recordings, and voices that need no recordings."""
