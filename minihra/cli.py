@@ -97,7 +97,9 @@ def parser() -> argparse.ArgumentParser:
     params = add("params", "count the parameters of adapters of any size", "Nothing is allocated.")
     params.add_argument("--width", type=int, default=1536, help="C of the backbone (default 1536, that of USM)")
     params.add_argument("--layers", type=int, default=32, help="L of the backbone (default 32)")
-    params.add_argument("--backbone-size", type=float, default=2e9, metavar="N", help="its parameters (default 2e9)")
+    params.add_argument(
+        "--backbone-size", type=whole_number, default=2_000_000_000, metavar="N", help="its parameters (default 2e9)"
+    )
     params.add_argument("--tasks", type=int, nargs="+", default=[1, 10, 100, 1000], metavar="N")
     add_adapter(params)
 
@@ -111,6 +113,11 @@ def parser() -> argparse.ArgumentParser:
         "In float64: every layer, every block and the whole model. Exit status 1 if one is wrong.",
     )
     return top
+
+
+def whole_number(text: str) -> int:
+    """Return the number that 2e9 or 2000000000 stands for."""
+    return int(float(text))
 
 
 def add_rows(one: argparse.ArgumentParser) -> None:

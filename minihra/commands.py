@@ -47,9 +47,8 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
     rows = chosen_rows(arguments, faults)
     sample_rate = commonest_rate(rows)
     alphabet = Alphabet.of(row.text for row in rows)
-    sizes = {"labels": len(alphabet), **settings.model}
-    config = build("model", **sizes)
-    log_mel = build("features", sample_rate=sample_rate, mels=config.mels, **{"silence": 0.05, **settings.features})
+    log_mel = build("features", sample_rate=sample_rate, **{"silence": 0.05, **settings.features})
+    config = build("model", labels=len(alphabet), mels=log_mel.mels, **settings.model)
     utterances = load_utterances(rows, log_mel, alphabet, faults)
     valid = []
     if arguments.valid:
