@@ -34,9 +34,10 @@ def command(name: str) -> Callable[[argparse.Namespace], int | None]:
     """Return the function of a command, imported when it runs: `minihra --help` needs none of it."""
 
     def run(arguments: argparse.Namespace) -> int | None:
-        from minihra import checks, commands
+        from importlib import import_module
 
-        return getattr(checks if name == "check" else commands, f"run_{name}")(arguments)
+        module = import_module(f"minihra.{ {'check': 'checks', 'demo': 'demo'}.get(name, 'commands') }")
+        return getattr(module, f"run_{name}")(arguments)
 
     return run
 
@@ -55,6 +56,11 @@ def parser() -> argparse.ArgumentParser:
         one.set_defaults(run=command(name))
         return one
 
+    demo = add("demo", "pre-train, freeze and adapt on built-in voices, with controls", "No download; a few minutes.")
+    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where to write (default demo)")
+    demo.add_argument("--seed", type=int, default=1, metavar="N", help="of everything random (default 1)")
+    demo.add_argument("--resume", action="store_true", help="go on with a demo that was broken off")
+
     pretrain = add("pretrain", "train a backbone from nothing", "It takes the sample rate that most recordings have.")
     add_rows(pretrain)
     add_training(pretrain, "25")
@@ -72,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     adapt = add("adapt", "train one adapter with a head for each task, on a frozen backbone")
     adapt.add_argument("--backbone", type=Path, required=True, metavar="DIR", help="what `minihra pretrain` wrote")
     add_rows(adapt)
-    add_training(adapt, "20")
+    add_training(adapt, "20, but at least 500 steps")
     adapt.add_argument("--task-by", metavar="KEY", help="the field of the manifest that names the task, as speaker")
     add_adapter(adapt)
     adapt.add_argument("--limit-per-task", type=int, metavar="N", help="only N random recordings of each task")

@@ -17,7 +17,7 @@ from minihra.recogniser import Adapter, Recogniser, load_backbone, load_hra
 from minihra.speech.alphabet import Alphabet
 from minihra.speech.audio import read_audio
 from minihra.speech.error_rate import ErrorCount
-from minihra.train import train
+from minihra.train import ADAPTATION, train
 from minihra.trainees import Adaptation, Pretraining
 from minihra.tree import count
 
@@ -82,7 +82,9 @@ def run_adapt(arguments: argparse.Namespace) -> None:
     recogniser = load_backbone(arguments.backbone)
     width = recogniser.model.config.width
     given = {key: getattr(arguments, key) for key in ("epochs", "steps", "seed") if getattr(arguments, key) is not None}
-    training = build("training", **{"epochs": 20, "peak": 3e-3, "decay": 0.0, "dropout": 0.0, **given})
+    if "epochs" in given:
+        given["least_steps"] = 1
+    training = build("training", **{**ADAPTATION, **given})
     if arguments.freeze_controller and not arguments.adapter:
         raise ValueError("--freeze-controller adds heads to an adapter: name it with --adapter")
     if arguments.adapter:

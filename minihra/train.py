@@ -25,11 +25,13 @@ from minihra.speech.augment import SpecAugment
 from minihra.trainees import Trainee, make_batch
 
 SCHEDULES = ("cosine", "constant")
+ADAPTATION = {"epochs": 20, "least_steps": 500, "peak": 3e-3, "decay": 0.0, "dropout": 0.0}
+"""What an adaptation changes of TrainingConfig's defaults; 500 steps, so that few recordings are seen often enough."""
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train. `steps` beats `epochs`.
+    """How to train: for `epochs`, but at least for `least_steps`; or for `steps`, whatever the others say.
 
     Raises:
         ValueError: a setting is impossible.
@@ -37,6 +39,7 @@ class TrainingConfig:
 
     epochs: int = 25
     steps: int | None = None
+    least_steps: int = 1
     batch: int = 32  # utterances
     peak: float = 2e-3  # learning rate after the warm-up
     schedule: str = "cosine"  # down to 0, or "constant"
@@ -48,7 +51,7 @@ class TrainingConfig:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        for setting, lowest in (("epochs", 1), ("batch", 1), ("seed", 0), ("steps", 1)):
+        for setting, lowest in (("epochs", 1), ("steps", 1), ("least_steps", 1), ("batch", 1), ("seed", 0)):
             value = getattr(self, setting)
             if value is not None and value < lowest:
                 raise ValueError(f"{setting} must be at least {lowest}, got {value}")
@@ -111,7 +114,7 @@ def train(
         OSError: a checkpoint cannot be written; the last one stays.
     """
     per_epoch = -(-len(utterances) // config.batch)
-    steps = config.steps or config.epochs * per_epoch
+    steps = config.steps or max(config.epochs * per_epoch, config.least_steps)
     settings = {**asdict(config), "utterances": fingerprint(utterances)}
     optimiser = AdamW(decay=config.decay)
     start = begin(run, trainee, optimiser, settings, resume)
@@ -151,7 +154,8 @@ def train(
             last = step + 1 == steps
             if valid and (place + 1 == per_epoch or last):
                 errors = score([u.text for u in valid], trainee.hypotheses(valid))
-                log.write(step=step + 1, valid_wer=errors.words.rate, valid_cer=errors.characters.rate)
+                if errors.words.units:
+                    log.write(step=step + 1, valid_wer=errors.words.rate, valid_cer=errors.characters.rate)
             if place + 1 == per_epoch or last or stop.wanted:
                 save(step + 1)
             if stop.wanted and not last:

@@ -301,12 +301,28 @@ def hz_to_mel_htk(hz: float) -> float:
     return 2595.0 * math.log10(1.0 + hz / 700.0)
 
 
-def mel_filters(sample_rate: int, n_fft: int, F: int, low: float, high: float) -> Array:
-    """Triangles of peak 1 over F+2 points equally spaced in mel from low to high Hz, linear in Hz between the points,
-    at the frequencies k sample_rate / n_fft; (n_fft//2+1, F). The HTK Book, section 5.4."""
-    bottom, top = hz_to_mel_htk(low), hz_to_mel_htk(high)
-    mels = [bottom + (top - bottom) * i / (F + 1) for i in range(F + 2)]
-    points = [700.0 * (10.0 ** (m / 2595.0) - 1.0) for m in mels]
+def mel_to_hz_htk(mel: float) -> float:
+    """The inverse of hz_to_mel_htk."""
+    return 700.0 * (10.0 ** (mel / 2595.0) - 1.0)
+
+
+def hz_to_mel_slaney(hz: float) -> float:
+    """Mels of 200/3 Hz up to 1000 Hz, above it 27 mels for a factor of 6.4. Slaney 1998, Auditory Toolbox 2, mfcc.m."""
+    return hz / (200.0 / 3.0) if hz < 1000.0 else 15.0 + 27.0 * math.log(hz / 1000.0, 6.4)
+
+
+def mel_to_hz_slaney(mel: float) -> float:
+    """The inverse of hz_to_mel_slaney."""
+    return mel * (200.0 / 3.0) if mel < 15.0 else 1000.0 * 6.4 ** ((mel - 15.0) / 27.0)
+
+
+def mel_filters(sample_rate: int, n_fft: int, F: int, low: float, high: float, scale: str = "htk") -> Array:
+    """Triangles over F+2 points equally spaced in mel from low to high Hz, linear in Hz between the points, at the
+    frequencies k sample_rate / n_fft; (n_fft//2+1, F). Peak 1 for htk (The HTK Book, section 5.4), area 1 for slaney
+    (Slaney 1998, Auditory Toolbox 2, mfcc.m)."""
+    to_mel, to_hz = {"htk": (hz_to_mel_htk, mel_to_hz_htk), "slaney": (hz_to_mel_slaney, mel_to_hz_slaney)}[scale]
+    bottom, top = to_mel(low), to_mel(high)
+    points = [to_hz(bottom + (top - bottom) * i / (F + 1)) for i in range(F + 2)]
     y = np.zeros((n_fft // 2 + 1, F))
     for k in range(n_fft // 2 + 1):
         hz = k * sample_rate / n_fft
@@ -316,6 +332,8 @@ def mel_filters(sample_rate: int, n_fft: int, F: int, low: float, high: float) -
                 y[k, f] = (hz - start) / (peak - start)
             elif peak < hz < end:
                 y[k, f] = (end - hz) / (end - peak)
+            if scale == "slaney":
+                y[k, f] /= (end - start) / 2  # the area of a triangle of height 1
     return y
 
 

@@ -39,10 +39,12 @@ ROOMS = {
     "minihra.recogniser": 5,
     "minihra.evaluate": 5,
     "minihra.trainees": 5,
+    "minihra.controls": 5,
     "minihra.model_cases": 6,  # the inputs of the whole model need the model
     "minihra.report": 6,
     "minihra.config": 6,
     "minihra.checks": 6,
+    "minihra.demo": 6,
     "minihra.commands": 6,
     "minihra.cli": 6,
     "minihra.__main__": 6,

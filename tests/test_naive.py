@@ -14,7 +14,7 @@ from minihra.layers.attention import Reach, RelativePositionParams, relative_pos
 from minihra.layers.conv import Conv2dParams, DepthwiseConvParams
 from minihra.layers.heads import HeadParams
 from minihra.layers.linear import LinearParams
-from minihra.layers.log_mel import hann_window, mel_filters
+from minihra.layers.log_mel import SCALES, hann_window, mel_filters
 from minihra.layers.norms import EPS, MOMENTUM, BatchNormParams, BatchStatistics
 from minihra.masks import valid_from_lengths
 from minihra.model import forward
@@ -215,12 +215,14 @@ def test_adamw_equals_loops(step: int, decay: float) -> None:
         assert_close(mine, wanted)
 
 
+@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize(
-    ("sample_rate", "n_fft", "F", "low", "high"), [(8000, 256, 40, 20, 4000), (16000, 512, 80, 0, 8000)]
+    ("sample_rate", "n_fft", "F", "low", "high"),
+    [(8000, 256, 40, 20, 4000), (16000, 512, 80, 0, 8000), (8000, 256, 5, 0, 900), (8000, 255, 5, 1200, 4000)],
 )
-def test_mel_filters_equal_loops(sample_rate: int, n_fft: int, F: int, low: float, high: float) -> None:
-    got = mel_filters(sample_rate, n_fft, F, low, high)
-    assert_close(got, naive.mel_filters(sample_rate, n_fft, F, low, high))
+def test_mel_filters_equal_loops(sample_rate: int, n_fft: int, F: int, low: float, high: float, scale: str) -> None:
+    got = mel_filters(sample_rate, n_fft, F, low, high, scale)
+    assert_close(got, naive.mel_filters(sample_rate, n_fft, F, low, high, scale))
 
 
 @pytest.mark.parametrize(("T", "C"), [(1, 2), (6, 8)])

@@ -1,13 +1,26 @@
 """From recordings to features, and from outputs to words and their error rate."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import soundfile
 
+from minihra.layers.log_mel import mel_corners, mel_filters
 from minihra.speech.alphabet import Alphabet
 from minihra.speech.audio import read_audio
+from minihra.speech.augment import SpecAugment, span
 from minihra.speech.decoding import greedy_decode
-from minihra.speech.error_rate import edit_distance, word_error_rate
+from minihra.speech.error_rate import (
+    ErrorCount,
+    character_error_rate,
+    character_errors,
+    edit_distance,
+    sum_errors,
+    word_error_rate,
+    word_errors,
+)
 from minihra.speech.features import LogMel, pad
 
 RATE = 8000
@@ -89,6 +102,83 @@ def test_features_of_less_than_a_window_are_refused():
         LogMel(RATE)(np.zeros(199, np.float32))
 
 
+def test_the_corners_of_slaney_are_those_of_librosa():
+    corners = mel_corners(38, 0.0, 11025.0, "slaney")  # the example of librosa.mel_frequencies(40)
+    assert corners.shape == (40,)
+    np.testing.assert_allclose(
+        corners[[1, 10, 11, 12, 13, 20]], [85.317, 853.173, 938.49, 1024.856, 1119.114, 2071.84], atol=6e-4
+    )
+    np.testing.assert_allclose(corners[[0, -2, -1]], [0, 10096.408, 11025], atol=6e-4)
+
+
+def test_the_knee_of_slaney_is_at_1000_hz():
+    below, above = mel_corners(2, 700.0, 1000.0, "slaney"), mel_corners(1, 1000.0, 6400.0, "slaney")
+    np.testing.assert_allclose(below, [700, 800, 900, 1000], rtol=1e-12)
+    np.testing.assert_allclose(above, [1000, 1000 * 6.4**0.5, 6400], rtol=1e-12)
+
+
+def test_filters_have_peak_or_area_1():
+    n_fft, low, high = 1 << 16, 20.0, 4000.0  # bins so fine that sums are integrals
+    np.testing.assert_allclose(mel_filters(RATE, n_fft, 40, low, high).max(0), 1, atol=1e-2)
+    area = mel_filters(RATE, n_fft, 40, low, high, "slaney").sum(0) * RATE / n_fft
+    np.testing.assert_allclose(area, 1, atol=1e-4)
+
+
+def test_features_of_slaney():
+    samples = tone(frequency=1000.0) + 0.01 * RNG.standard_normal(RATE // 2).astype(np.float32)
+    features = LogMel(RATE, scale="slaney", floor=1e-5)(samples)
+    expected = np.abs(mel_corners(40, 20.0, RATE / 2, "slaney")[1:-1] - 1000).argmin()
+    assert (features.shape, features.dtype) == (LogMel(RATE)(samples).shape, np.float32)
+    assert abs(features.mean(0).argmax() - expected) <= 1
+
+
+def test_an_unknown_scale_is_refused():
+    with pytest.raises(ValueError, match="unknown mel scale 'bark'; known: htk, slaney"):
+        mel_filters(RATE, 256, 40, 20.0, 4000.0, "bark")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("sample_rate", 0),
+        ("sample_rate", 8000.0),
+        ("mels", 0),
+        ("mels", 2.5),
+        ("window", 0.0),
+        ("window", -0.025),
+        ("window", 1e-4),
+        ("window", np.nan),
+        ("window", np.inf),
+        ("hop", 0.0),
+        ("hop", 1e-5),
+        ("low", -1.0),
+        ("low", 4000.0),
+        ("low", np.nan),
+        ("high", 0.0),
+        ("high", 4000.5),
+        ("silence", -0.01),
+        ("silence", np.inf),
+        ("floor", 0.0),
+        ("floor", np.nan),
+        ("scale", "bark"),
+    ],
+)
+def test_impossible_features_are_named(setting, value):
+    with pytest.raises(ValueError, match=f"^{setting} must .*, got {value!r}"):
+        LogMel(**{"sample_rate": RATE, setting: value})
+
+
+def test_low_must_be_below_high():
+    with pytest.raises(ValueError, match=r"low must be at least 0 and below 300\.0 Hz, got 300\.0"):
+        LogMel(RATE, low=300.0, high=300.0)
+
+
+def test_features_go_through_json():
+    log_mel = LogMel(RATE, low=0.0, high=4000.0, scale="slaney")
+    assert LogMel(**json.loads(json.dumps(asdict(log_mel)))) == log_mel
+    assert LogMel(RATE).scale == "htk"
+
+
 def test_pad():
     batch, lengths = pad([np.ones((2, 3)), np.full((4, 3), 2.0)])
     assert lengths.tolist() == [2, 4]
@@ -131,6 +221,130 @@ def test_word_error_rate_is_that_of_jiwer():
     assert word_error_rate(references, hypotheses) == pytest.approx(jiwer.wer(references, hypotheses), abs=1e-15)
 
 
-def test_word_error_rate_needs_words():
-    with pytest.raises(ValueError, match="no word"):
-        word_error_rate(["", " "], ["a", ""])
+def test_character_error_rate_is_that_of_jiwer():
+    jiwer = pytest.importorskip("jiwer", reason="needs jiwer: pip install 'minihra[parity]'")
+    references = ["x" + "".join(RNG.choice(list("ab c"), RNG.integers(0, 12))) for _ in range(100)]
+    hypotheses = ["".join(RNG.choice(list("ab c"), RNG.integers(0, 12))) for _ in range(100)]
+    assert any("  " in text for text in references)
+    assert any(text != text.strip() for text in hypotheses)
+    expected = jiwer.cer(references, hypotheses)
+    assert character_error_rate(references, hypotheses) == pytest.approx(expected, abs=1e-15)
+
+
+@pytest.mark.parametrize("rate", [word_error_rate, character_error_rate])
+def test_error_rates_need_something_to_count(rate):
+    with pytest.raises(ValueError, match="no word or character"):
+        rate(["", " "], ["a", ""])
+    with pytest.raises(ValueError, match="no word or character"):
+        rate([], [])
+    with pytest.raises(ValueError, match="shorter"):
+        rate(["a", "b"], ["a"])
+
+
+def test_error_counts():
+    assert word_errors("go to bed", "go bed now") == ErrorCount(errors=2, units=3)
+    assert character_errors("one two", " onetwo ") == ErrorCount(errors=1, units=7)
+    assert word_errors("", "a b") == character_errors(" ", "ab") == ErrorCount(2, 0)
+    assert ErrorCount(3, 4).rate == 0.75
+    with pytest.raises(ValueError, match="no word or character"):
+        _ = ErrorCount(2, 0).rate
+
+
+def test_error_counts_of_tasks_add_up_to_the_corpus():
+    references, hypotheses = ["go on", "", "stop here now", "left"], ["go", "a", "stop here now", "lift"]
+    for count, rate in ((word_errors, word_error_rate), (character_errors, character_error_rate)):
+        counts = [count(*pair) for pair in zip(references, hypotheses, strict=True)]
+        tasks = sum_errors(counts[:2]), sum_errors(counts[2:])
+        assert sum_errors(tasks) == sum_errors(iter(counts))
+        assert sum_errors(tasks).rate == rate(references, hypotheses)
+    assert sum_errors([]) == ErrorCount(0, 0)
+
+
+LENGTHS = np.array([50, 20, 9, 1, 0])
+
+
+def ones(lengths=LENGTHS, dtype=np.float32):
+    """Features (B, T, F) of which every element shows whether it was masked; the padding is 1 as well."""
+    return np.ones((len(lengths), 50, 40), dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_masks_are_zeros_in_new_features(dtype):
+    features = RNG.standard_normal((5, 50, 40)).astype(dtype)
+    before = features.copy()
+    masked = SpecAugment()(features, LENGTHS, np.random.default_rng(1))
+    np.testing.assert_array_equal(features, before)
+    assert masked.dtype == dtype
+    assert not np.shares_memory(masked, features)
+    np.testing.assert_array_equal(masked[masked != 0], features[masked != 0])
+    assert (masked[0] == 0).any()
+
+
+@pytest.mark.parametrize("augment", [SpecAugment(), SpecAugment(5, 99, 5, 1.0)])
+def test_padding_is_not_masked(augment):
+    for seed in range(20):
+        masked = augment(ones(), LENGTHS, np.random.default_rng(seed))
+        for row, frames in zip(masked, LENGTHS, strict=True):
+            assert (row[frames:] == 1).all()
+
+
+@pytest.mark.parametrize(
+    "augment", [SpecAugment(0, 6, 0, 0.1), SpecAugment(3, 0, 3, 0.0), SpecAugment(0, 6, 2, 0.01)], ids=repr
+)
+def test_no_masks_change_nothing(augment):
+    np.testing.assert_array_equal(augment(ones(), LENGTHS, np.random.default_rng(0)), ones())
+
+
+def test_masks_of_an_utterance_depend_on_its_own_length_and_draws_alone():
+    features = RNG.standard_normal((5, 50, 40))
+    masked = SpecAugment()(features, LENGTHS, np.random.default_rng(3))
+    for kept in range(5):
+        mates, lengths = np.full_like(features, 7.0), np.full(5, 31)
+        mates[kept], lengths[kept] = features[kept], LENGTHS[kept]
+        np.testing.assert_array_equal(SpecAugment()(mates, lengths, np.random.default_rng(3))[kept], masked[kept])
+    longer = np.pad(features, ((0, 0), (0, 9), (0, 0)), constant_values=np.nan)
+    np.testing.assert_array_equal(SpecAugment()(longer, LENGTHS, np.random.default_rng(3))[:, :50], masked)
+    np.testing.assert_array_equal(SpecAugment()(features, LENGTHS, np.random.default_rng(3)), masked)
+    assert (SpecAugment()(features, LENGTHS, np.random.default_rng(4)) != masked).any()
+
+
+def test_masks_are_stretches_of_all_widths_up_to_the_widest():
+    lengths = np.full(400, 50)
+    bands = SpecAugment(1, 6, 0, 0.0)(ones(lengths), lengths, np.random.default_rng(0)) == 0
+    stretches = SpecAugment(0, 0, 1, 0.1)(ones(lengths), lengths, np.random.default_rng(0)) == 0
+    for masked, axis, widest in ((bands, 1, 6), (stretches, 2, 5)):
+        line = masked.any(axis)  # (B, F) or (B, T)
+        np.testing.assert_array_equal(masked, np.broadcast_to(np.expand_dims(line, axis), masked.shape))
+        assert set(line.sum(1)) == set(range(widest + 1))
+        assert (np.diff(line, axis=1, prepend=False, append=False).sum(1) <= 2).all()  # one stretch, in one piece
+        assert line.any(0).all()  # every place is masked at some time, the first and the last too
+
+
+def test_widths_and_positions_are_uniform():
+    rng = np.random.default_rng(0)
+    spans = [span(10, 3, rng.random(2)) for _ in range(8000)]
+    for width in range(4):
+        starts = [start for start, stop in spans if stop - start == width]
+        assert abs(len(starts) - 2000) < 200  # 5 standard deviations
+        assert set(starts) == set(range(10 - width + 1))
+        assert np.ptp(np.bincount(starts)) < 0.5 * len(starts) / (11 - width)
+    almost_1 = np.nextafter(1, 0)
+    assert span(10, 3, np.array([almost_1, almost_1])) == (7, 10)
+    assert span(10, 3, np.zeros(2)) == (0, 0)
+    assert span(0, 0, np.array([almost_1, almost_1])) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("frequency_masks", -1, "a whole number of at least 0, got -1"),
+        ("frequency_width", 2.5, "a whole number of at least 0, got 2.5"),
+        ("time_masks", "2", "a whole number of at least 0, got '2'"),
+        ("time_share", -0.1, "at least 0, got -0.1"),
+        ("time_share", 1.5, "at most 1, got 1.5"),
+        ("time_share", np.nan, "at least 0, got nan"),
+    ],
+)
+def test_impossible_masks_are_named(setting, value, message):
+    with pytest.raises(ValueError, match=f"{setting} must be {message}"):
+        SpecAugment(**{setting: value})

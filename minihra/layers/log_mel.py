@@ -5,8 +5,11 @@
     mel_t   = |X_t|^2 filters                              (n_fft/2+1 bins) -> (F mel bins)
     y_t     = log(max(mel_t, floor))
 
-Filters: F triangles of peak 1 whose F+2 corners are equally spaced on the mel scale, 2595 log10(1 + f / 700), f in Hz
-(O'Shaughnessy 1987; the scale of HTK).
+Filters: F triangles whose F+2 corners are equally spaced on a mel scale m(f), f in Hz:
+
+    "htk"     m = 2595 log10(1 + f / 700), peak 1 (O'Shaughnessy 1987; The HTK Book, section 5.4)
+    "slaney"  m = f / (200/3) below 1000 Hz, 15 + ln(f / 1000) / (ln(6.4) / 27) from there on; area 1, that is peak
+              2 / (f_{i+2} - f_i) (Slaney 1998, Auditory Toolbox, version 2; librosa's default)
 """
 
 from typing import NamedTuple
@@ -16,6 +19,9 @@ import numpy as np
 from minihra.arrays import Array, array_module, as_strided
 
 FLOOR = 1e-10
+SCALES = ("htk", "slaney")
+KNEE = 15  # mel: 1000 Hz, where Slaney's scale turns logarithmic
+STEP = np.log(6.4) / 27  # by which ln f grows in one mel above the knee
 
 
 class LogMelCache(NamedTuple):
@@ -36,14 +42,36 @@ def hann_window(W: int) -> Array:
     return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(W) / W)
 
 
-def mel_filters(sample_rate: int, n_fft: int, F: int, low: float, high: float) -> Array:
-    """Return triangular filters (n_fft//2+1, F) between `low` and `high` Hz, float64."""
-    mel_low, mel_high = 2595 * np.log10(1 + np.array([low, high]) / 700)
-    corner = 700 * (10 ** (np.linspace(mel_low, mel_high, F + 2) / 2595) - 1)  # Hz
+def mel_corners(F: int, low: float, high: float, scale: str = "htk") -> Array:
+    """Return the corners (F+2,), in Hz, float64, of F filters between `low` and `high` Hz.
+
+    Raises:
+        ValueError: an unknown scale; the message lists the known ones.
+    """
+    if scale not in SCALES:
+        raise ValueError(f"unknown mel scale {scale!r}; known: {', '.join(SCALES)}")
+    ends = np.array([low, high])
+    if scale == "htk":
+        mel_low, mel_high = 2595 * np.log10(1 + ends / 700)
+        return 700 * (10 ** (np.linspace(mel_low, mel_high, F + 2) / 2595) - 1)
+    # The maximum keeps the logarithm, which np.where also takes of the frequencies below the knee, away from 0.
+    mel_low, mel_high = np.where(ends < 1000, ends * 3 / 200, KNEE + np.log(np.maximum(ends, 1000) / 1000) / STEP)
+    mel = np.linspace(mel_low, mel_high, F + 2)
+    return np.where(mel < KNEE, mel * 200 / 3, 1000 * np.exp((mel - KNEE) * STEP))
+
+
+def mel_filters(sample_rate: int, n_fft: int, F: int, low: float, high: float, scale: str = "htk") -> Array:
+    """Return triangular filters (n_fft//2+1, F) between `low` and `high` Hz, float64.
+
+    Raises:
+        ValueError: an unknown scale; the message lists the known ones.
+    """
+    corner = mel_corners(F, low, high, scale)
     bins = np.arange(n_fft // 2 + 1)[:, None] * (sample_rate / n_fft)
     rising = (bins - corner[:-2]) / (corner[1:-1] - corner[:-2])
     falling = (corner[2:] - bins) / (corner[2:] - corner[1:-1])
-    return np.maximum(0, np.minimum(rising, falling))
+    filters = np.maximum(0, np.minimum(rising, falling))
+    return filters * (2 / (corner[2:] - corner[:-2])) if scale == "slaney" else filters
 
 
 def frame_view(samples: Array, W: int, hop: int) -> Array:

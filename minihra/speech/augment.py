@@ -1,6 +1,7 @@
 """SpecAugment: bands of frequency and stretches of time are masked while training. Park et al. 2019, arXiv 1904.08779.
 
-Without time warping, which gave the paper little. Masks hold 0, the mean of normalised features.
+Without time warping, which gave the paper little. Masks hold 0, the mean of normalised features. The paper caps the
+longest time mask in frames and as a share of the utterance; here only the share counts, as utterances are short.
 """
 
 from dataclasses import dataclass
@@ -14,8 +15,11 @@ from minihra.arrays import Array
 class SpecAugment:
     """How much to mask.
 
+    The defaults are for command words: in half a second, 50 frames, a mask of time hides at most 50 ms, less than most
+    vowels last; a mask of frequency hides at most 6 of 40 mel bins, about one formant.
+
     Raises:
-        ValueError: a setting is negative, or a share above 1.
+        ValueError: a number or a width is no whole number of at least 0, or the share is not between 0 and 1.
     """
 
     frequency_masks: int = 2
@@ -24,27 +28,34 @@ class SpecAugment:
     time_share: float = 0.1  # of the utterance's frames, the longest mask; the paper's p
 
     def __post_init__(self) -> None:
-        for setting in ("frequency_masks", "frequency_width", "time_masks", "time_share"):
-            if getattr(self, setting) < 0:
-                raise ValueError(f"{setting} must be at least 0, got {getattr(self, setting)}")
+        for setting in ("frequency_masks", "frequency_width", "time_masks"):
+            value = getattr(self, setting)
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f"{setting} must be a whole number of at least 0, got {value!r}")
+        if not self.time_share >= 0:
+            raise ValueError(f"time_share must be at least 0, got {self.time_share}")
         if self.time_share > 1:
             raise ValueError(f"time_share must be at most 1, got {self.time_share}")
 
     def __call__(self, features: Array, lengths: Array, rng: np.random.Generator) -> Array:
-        """Return features (B, T, F) of which `lengths` (B,) frames are real, masked for each utterance on its own."""
+        """Return features (B, T, F) of which `lengths` (B,) frames are real, masked for each utterance on its own.
+
+        Every utterance takes the same number of draws, so that its masks do not depend on the lengths of the others.
+        """
         masked, F = features.copy(), features.shape[2]
-        for row, frames in zip(masked, lengths, strict=True):
-            for _ in range(self.frequency_masks):
-                start, stop = span(F, min(self.frequency_width, F), rng)
+        draws = rng.random((len(features), self.frequency_masks + self.time_masks, 2))
+        for row, frames, pairs in zip(masked, lengths, draws, strict=True):
+            for draw in pairs[: self.frequency_masks]:
+                start, stop = span(F, min(self.frequency_width, F), draw)
                 row[:frames, start:stop] = 0
-            for _ in range(self.time_masks):
-                start, stop = span(frames, int(self.time_share * frames), rng)
+            for draw in pairs[self.frequency_masks :]:
+                start, stop = span(int(frames), int(self.time_share * frames), draw)
                 row[start:stop] = 0
         return masked
 
 
-def span(size: int, widest: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Return the ends of a random span of 0 ... widest places out of `size`."""
-    width = rng.integers(widest + 1)
-    start = rng.integers(size - width + 1)
+def span(size: int, widest: int, draw: Array) -> tuple[int, int]:
+    """Return the ends of a span of 0 ... widest places out of `size`, for two uniform numbers (2,) in [0, 1)."""
+    width = int(draw[0] * (widest + 1))
+    start = int(draw[1] * (size - width + 1))
     return start, start + width

@@ -21,7 +21,7 @@ class ErrorCount(NamedTuple):
             ValueError: the reference has no unit.
         """
         if not self.units:
-            raise ValueError("the references have no word, so that there is no error rate")
+            raise ValueError("the references have no word or character, so that there is no error rate")
         return self.errors / self.units
 
 
@@ -42,7 +42,8 @@ def word_errors(reference: str, hypothesis: str) -> ErrorCount:
 
 
 def character_errors(reference: str, hypothesis: str) -> ErrorCount:
-    """Return the errors of one text in characters, the spaces between words among them."""
+    """Return the errors of one text in characters, the spaces between words among them, those at its ends not."""
+    reference, hypothesis = reference.strip(), hypothesis.strip()
     return ErrorCount(edit_distance(reference, hypothesis), len(reference))
 
 

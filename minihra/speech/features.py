@@ -1,5 +1,6 @@
 """Log-mel features of recordings: what the model sees."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from minihra.arrays import Array
-from minihra.layers.log_mel import hann_window, mel_filters
+from minihra.layers.log_mel import SCALES, hann_window, mel_filters
 from minihra.ops import log_mel_forward
 
 
@@ -17,7 +18,11 @@ class LogMel:
 
     A mean for each bin would take the vowel out of a recording that is hardly longer than one. The samples are first
     brought to a power of 1, so that `floor`, the least mel energy that counts, means the same for loud and for quiet
-    voices. Times are in seconds, frequencies in Hz; `high=None` is half the sample rate.
+    voices. Times are in seconds, frequencies in Hz; `high=None` is half the sample rate. Slaney's filters have area 1
+    instead of peak 1, so that mel energies are some hundred times smaller, and `floor` has to follow.
+
+    Raises:
+        ValueError: a setting is impossible.
     """
 
     sample_rate: int
@@ -28,13 +33,39 @@ class LogMel:
     high: float | None = None
     silence: float = 0.0  # seconds of silence added at both ends
     floor: float = 1e-3
+    scale: str = "htk"  # or "slaney"
+
+    def __post_init__(self) -> None:
+        for setting in ("sample_rate", "mels"):
+            value = getattr(self, setting)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{setting} must be a whole number of at least 1, got {value!r}")
+        for setting, least in (("window", 2), ("hop", 1)):  # a Hann window of one sample is 0
+            value = getattr(self, setting)
+            if not (0 < value < math.inf and round(value * self.sample_rate) >= least):
+                raise ValueError(
+                    f"{setting} must last at least {least} samples of {self.sample_rate} Hz, got {value} s"
+                )
+        half = self.sample_rate / 2
+        if self.high is not None and not 0 < self.high <= half:
+            raise ValueError(f"high must be above 0 and at most half the sample rate, {half} Hz, got {self.high}")
+        top = half if self.high is None else self.high
+        if not 0 <= self.low < top:
+            raise ValueError(f"low must be at least 0 and below {top} Hz, got {self.low}")
+        if not 0 <= self.silence < math.inf:
+            raise ValueError(f"silence must be at least 0 and finite, got {self.silence}")
+        if not 0 < self.floor < math.inf:
+            raise ValueError(f"floor must be positive and finite, got {self.floor}")
+        if self.scale not in SCALES:
+            raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {self.scale!r}")
 
     @cached_property
     def _constants(self) -> tuple[Array, Array, int]:
         """The window (W,), the filters (n_fft//2+1, F) and n_fft."""
         window = hann_window(round(self.window * self.sample_rate))
         n_fft = 1 << (len(window) - 1).bit_length()
-        filters = mel_filters(self.sample_rate, n_fft, self.mels, self.low, self.high or self.sample_rate / 2)
+        high = self.sample_rate / 2 if self.high is None else self.high
+        filters = mel_filters(self.sample_rate, n_fft, self.mels, self.low, high, self.scale)
         return window.astype(np.float32), filters.astype(np.float32), n_fft
 
     def __call__(self, samples: Array) -> Array:

@@ -1,0 +1,87 @@
+"""`minihra demo`: pre-train, freeze and adapt on built-in voices, with the controls, without a download."""
+
+import argparse
+import json
+import time
+from collections.abc import Iterable
+
+from minihra.blocks.conformer import ConformerConfig
+from minihra.blocks.initial import initial_conformer
+from minihra.controls import CONDITIONS, Controls, adapt_with_controls, as_table, new_adapter
+from minihra.data.corpus import Utterance
+from minihra.data.voices import RATE, SEEN, UNSEEN, WORDS, corpus, voice
+from minihra.evaluate import score, transcribe
+from minihra.recogniser import Recogniser
+from minihra.report import draw_controls
+from minihra.speech.alphabet import Alphabet
+from minihra.speech.features import LogMel
+from minihra.train import ADAPTATION, TrainingConfig, train
+from minihra.trainees import Pretraining
+from minihra.tree import count
+
+SEEN_VOICES, UNSEEN_VOICES = 24, 8
+TRAINING_TAKES, TEST_TAKES = range(2), range(2, 4)
+ADAPTATION_TAKES = range(3)
+ADAPTATION_TEST_TAKES = range(3, 6)
+
+
+def utterances_of(kind: str, voices: int, takes: Iterable[int], recogniser: Recogniser, seed: int) -> list[Utterance]:
+    """Return every word of every voice of a kind, in each of `takes`."""
+    return [
+        Utterance(
+            recogniser.log_mel(samples), tuple(recogniser.alphabet.encode(word)), word, name, f"{name} says {word}"
+        )
+        for samples, word, name in corpus((voice(n, kind, seed) for n in range(voices)), WORDS, takes)
+    ]
+
+
+def run_demo(arguments: argparse.Namespace) -> None:
+    """Run the whole job and write table.txt, results.json and controls.png."""
+    began, seed, out = time.perf_counter(), arguments.seed, arguments.out
+    alphabet, log_mel = Alphabet.of(WORDS), LogMel(RATE, silence=0.05)
+    model = initial_conformer(ConformerConfig(labels=len(alphabet)), seed)
+    model.frozen = True
+    recogniser = Recogniser(model, log_mel, alphabet)
+    config = TrainingConfig(epochs=15, seed=seed)
+    trainee = Pretraining(recogniser, config.dropout)
+    seen = utterances_of(SEEN, SEEN_VOICES, TRAINING_TAKES, recogniser, seed)
+    first = train(trainee, seen, config, out / "backbone", resume=arguments.resume, title="pre-training")
+    recogniser = trainee.recogniser
+    known = utterances_of(SEEN, SEEN_VOICES, TEST_TAKES, recogniser, seed)
+    known_rate = score([u.text for u in known], transcribe(recogniser, [u.features for u in known])).words.rate
+    controls = adapt_with_controls(
+        recogniser,
+        utterances_of(UNSEEN, UNSEEN_VOICES, ADAPTATION_TAKES, recogniser, seed),
+        utterances_of(UNSEEN, UNSEEN_VOICES, ADAPTATION_TEST_TAKES, recogniser, seed),
+        TrainingConfig(**ADAPTATION, seed=seed),
+        out / "adapters",
+        resume=arguments.resume,
+    )
+    size = new_adapter(recogniser, list(controls.words["own"]), 32, seed).hra.count_parameters(
+        count(recogniser.model.p)
+    )
+    table = (
+        f"{SEEN_VOICES} built-in voices, {len(WORDS)} words: a stand-in for data, not a result\n\n"
+        f"backbone  {count(recogniser.model.p):>9,} parameters, trained in {first['seconds']:.0f} s; "
+        f"word error rate on its own voices {known_rate:.3f}\n"
+        f"HRA       {size.total:>9,} parameters ({size.share:.1%}), {size.per_task:,} a voice, trained in "
+        f"{controls.seconds:.0f} s\n\n"
+        f"word error rates of {UNSEEN_VOICES} voices that the backbone has never heard\n\n{as_table(controls)}\n"
+    )
+    print(table)
+    (out / "table.txt").write_text(table, encoding="utf-8")
+    (out / "results.json").write_text(
+        json.dumps(as_json(controls, known_rate, seed), indent=1) + "\n", encoding="utf-8"
+    )
+    draw_controls(controls, out / "controls.png")
+    print(f"{out}: table.txt, results.json, controls.png; {time.perf_counter() - began:.0f} s in all")
+
+
+def as_json(controls: Controls, known_rate: float, seed: int) -> dict:
+    """Return the word error rates for a program to read."""
+    means = {condition: controls.mean(condition) for condition in CONDITIONS}
+    voices = {
+        name: {condition: controls.words[condition][name].rate for condition in CONDITIONS}
+        for name in controls.words["frozen"]
+    }
+    return {"seed": seed, "seen": known_rate, "unseen": means, "voices": voices}
