@@ -19,10 +19,10 @@ from minihra.train import ADAPTATION, TrainingConfig, train
 from minihra.trainees import Pretraining
 from minihra.tree import count
 
-SEEN_VOICES, UNSEEN_VOICES = 24, 8
+SEEN_VOICES, UNSEEN_VOICES = 12, 8
 TRAINING_TAKES, TEST_TAKES = range(2), range(2, 4)
-ADAPTATION_TAKES = range(3)
-ADAPTATION_TEST_TAKES = range(3, 6)
+ADAPTATION_TAKES = range(1)
+ADAPTATION_TEST_TAKES = range(1, 4)
 
 
 def utterances_of(kind: str, voices: int, takes: Iterable[int], recogniser: Recogniser, seed: int) -> list[Utterance]:
