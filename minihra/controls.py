@@ -70,19 +70,18 @@ def adapt_with_controls(
     features, names = [utterance.features for utterance in test], [utterance.task for utterance in test]
     following = dict(zip(speakers, [*speakers[1:], speakers[0]], strict=True))
 
-    own = new_adapter(recogniser, speakers, state_size, config.seed)
-    done = train(
-        Adaptation(recogniser, own), adaptation, config, run / "own", resume=resume, title="adapting, own heads"
-    )
-    shared = new_adapter(recogniser, [SHARED], state_size, config.seed)
+    own = Adaptation(recogniser, new_adapter(recogniser, speakers, state_size, config.seed))
+    done = train(own, adaptation, config, run / "own", resume=resume, title="adapting, own heads")
+    shared = Adaptation(recogniser, new_adapter(recogniser, [SHARED], state_size, config.seed))
     together = [utterance._replace(task=SHARED) for utterance in adaptation]
-    train(Adaptation(recogniser, shared), together, config, run / "shared", resume=resume, title="adapting, one task")
+    train(shared, together, config, run / "shared", resume=resume, title="adapting, one task")
 
+    own_hra, shared_hra = own.adapter.hra, shared.adapter.hra
     hypotheses = {
         "frozen": transcribe(recogniser, features),
-        "own": transcribe(recogniser, features, own.hra, names),
-        "shared": transcribe(recogniser, features, shared.hra, [SHARED] * len(names)),
-        "other": transcribe(recogniser, features, own.hra, [following[name] for name in names]),
+        "own": transcribe(recogniser, features, own_hra, names),
+        "shared": transcribe(recogniser, features, shared_hra, [SHARED] * len(names)),
+        "other": transcribe(recogniser, features, own_hra, [following[name] for name in names]),
     }
     return Controls(
         {condition: word_errors_by_speaker(test, hypotheses[condition]) for condition in CONDITIONS}, done["seconds"]
