@@ -93,8 +93,14 @@ class Loss(NamedTuple):
 
 
 def ctc_loss(logits: Array, valid: Array, labels: Labels, *, blank: int = 0) -> tuple[Loss, Array]:
-    """Return the mean loss over the feasible utterances and its gradient dlogits (B, T, V)."""
+    """Return the mean loss over the feasible utterances and its gradient dlogits (B, T, V).
+
+    Raises:
+        ValueError: there are labels for another number of utterances.
+    """
     xp = array_module(logits)
+    if len(labels.labels) != len(logits):
+        raise ValueError(f"labels of {len(labels.labels)} utterances were given for a batch of {len(logits)}")
     losses, cache = ctc_forward(logits, valid, xp.asarray(labels.labels), xp.asarray(labels.lengths), blank=blank)
     share = cache.feasible.astype(logits.dtype)
     share = share / xp.maximum(share.sum(), 1)  # (B,)  the derivative of the mean

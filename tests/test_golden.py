@@ -158,3 +158,11 @@ def test_infinities_must_be_the_same() -> None:
     assert not make.close(a, np.array([1.0, 5.0]), 1e-13)
     assert not make.close(np.array([1.0, 5.0]), a, 1e-13)
     assert not make.close(a, np.array([np.nan, -np.inf]), 1e-13)
+
+
+def test_steps_stand_before_the_outputs_that_they_lead_to() -> None:
+    """So that the first wrong array of a port names the step, and not the end."""
+    for case, about in MANIFEST["cases"].items():
+        order = [name.split(".")[0] for name in about["arrays"]]
+        steps = [i for i, part in enumerate(order) if part in ("cache", "trace")]
+        assert max(steps) < order.index("outputs") < order.index("gradients"), case

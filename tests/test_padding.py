@@ -10,7 +10,7 @@ from minihra.blocks.protocol import Context, Training
 from minihra.cases import Case, layer_cases, numbers, pair_case
 from minihra.layers.attention import relative_positions
 from minihra.masks import halve, hide, valid_from_lengths
-from minihra.model import forward
+from minihra.model import ctc_loss, forward, pack_labels
 from minihra.model_cases import CONFIG, FRAMES, LENGTHS, TASKS, block_cases, tiny_conformer
 from minihra.tree import leaves
 from tests.tiny import batch, frozen_backbone, gradients_of, logits_of, trained_hra
@@ -283,8 +283,21 @@ def test_more_padding_to_the_whole_model() -> None:
         ((5, CONFIG.mels), [5], r"\(B, T, 9\)"),
         ((2, 5, CONFIG.mels), [5, 6], "from 0 to 5"),
         ((2, 5, CONFIG.mels), [5, -1], "from 0 to 5"),
+        ((2, 5, CONFIG.mels), [5], "1 lengths were given for a batch of 2"),
+        ((0, 5, CONFIG.mels), [], "0 lengths were given for a batch of 0"),
     ],
 )
 def test_impossible_features_are_refused(shape: tuple[int, ...], lengths: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_conformer().embed(np.zeros(shape), np.array(lengths))
+
+
+def test_labels_of_another_batch_are_refused() -> None:
+    with pytest.raises(ValueError, match="labels of 1 utterances were given for a batch of 2"):
+        ctc_loss(np.zeros((2, 3, 4)), np.ones((2, 3), bool), pack_labels([[1]], 4))
+
+
+def test_a_frozen_model_takes_no_training_step() -> None:
+    training = tiny_conformer().draw_dropout(0.1, 1, 5, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="a frozen model runs as at inference"):
+        tiny_conformer().embed(np.zeros((1, 5, CONFIG.mels)), np.array([5]), training)

@@ -96,11 +96,16 @@ class Conformer:
         """Map features (B, T, F) of `lengths` (B,) frames to x (B, T4, C); padding may hold anything, NaN too.
 
         Raises:
-            ValueError: the features have no frame, another number of mel bins than the model, or lengths beyond T.
+            ValueError: the features have no utterance or frame, another number of mel bins than the model, or lengths
+                of another number of utterances or beyond T; or a frozen model is given a training step.
         """
         xp, F = array_module(inputs), self.config.mels
         if inputs.ndim != 3 or inputs.shape[1] == 0 or inputs.shape[2] != F:
             raise ValueError(f"features must have shape (B, T, {F}) with T at least 1, got {inputs.shape}")
+        if len(inputs) == 0 or len(lengths) != len(inputs):
+            raise ValueError(f"{len(lengths)} lengths were given for a batch of {len(inputs)} utterances")
+        if self.frozen and training is not None:
+            raise ValueError("a frozen model runs as at inference: it takes no training step")
         valid = valid_from_lengths(lengths, inputs.shape[1], xp)
         params = not self.frozen
         x, valid, cache = subsampling_forward(inputs, valid, self.p.subsampling, params=params)

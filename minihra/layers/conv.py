@@ -108,4 +108,4 @@ def conv2d_backward(dy: Array, cache: Conv2dCache) -> tuple[Array, Conv2dParams 
     if patches is None:
         return dx, None
     dW = (patches.reshape(-1, 9 * I).T @ rows).reshape(p.W.shape)  # (3)
-    return dx, Conv2dParams(dW, rows.sum(0))
+    return dx, Conv2dParams(dW, rows.sum(0))  # (3)

@@ -104,8 +104,8 @@ def layer_record(case: Case, dtype: str) -> Record:
         "arguments": arguments,
         "constants": constants,
         "doutputs": doutputs,
-        "outputs": tuple(outputs),
         "cache": without_parameters(cache),
+        "outputs": tuple(outputs),
         "gradients": gradients,
     }
     return record(tree, zero, dtype)
@@ -266,9 +266,9 @@ def hra_record(dtype: str) -> Record:
         "arguments": {"p": p},
         "constants": constants,
         "doutputs": (dlosses,),
-        "outputs": (losses,),
         "trace": trace,
         "cache": {**cache_by_name(forward(backbone, features, lengths, edit)[1], recorder), "ctc": ctc_shown},
+        "outputs": (losses,),
         "dtrace": {"logits": dlogits, "layers": recorder.dtrace},
         "gradients": gradients,
     }
