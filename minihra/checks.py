@@ -3,9 +3,9 @@
 import argparse
 import sys
 
-from minihra.cases import distance_to_kink, layer_cases
+from minihra.cases import distance_to_kink
 from minihra.gradcheck import H_STEP, TOLERANCE, gradient_check, table
-from minihra.model_cases import block_cases, model_cases
+from minihra.model_cases import all_cases
 
 EXPLANATION = f"""
 error         largest difference of the analytic and the numeric derivative along a direction (central differences)
@@ -17,7 +17,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     """Check every case and print a table of errors."""
     failures = []
     print(f"{'pair':<34} {'error':>9} {'of allowed':>10} {'nearest kink':>13}")
-    cases = [*layer_cases(), *block_cases(), *model_cases()]
+    cases = all_cases()
     for case in cases:
         rows = gradient_check(
             case.pair.forward, case.pair.backward, case.arguments, constants=case.constants, outputs=case.outputs

@@ -55,8 +55,8 @@ def gradient_check(
     Arguments are float64 arrays or trees of them; a gradient tree may lack entries, which count as zero.
 
     Raises:
-        ValueError: an argument is not float64, the backward returns another number of gradients than there are
-            arguments, or a gradient has another shape than its argument.
+        ValueError: an argument is not float64, the forward has fewer outputs than `outputs`, the backward returns
+            another number of gradients than there are arguments, or a gradient has another shape than its argument.
     """
     constants = constants or {}
     for name, tree in arguments.items():
@@ -65,6 +65,8 @@ def gradient_check(
                 raise ValueError(f"{leaf_name} is {leaf.dtype}; a gradient check needs float64")
     rng = np.random.default_rng(seed)
     *ys, cache = forward(**arguments, **constants)
+    if not 1 <= outputs <= len(ys):
+        raise ValueError(f"{outputs} outputs are to be differentiated, but forward returns {len(ys)} before its cache")
     dys = [rng.standard_normal(y.shape) for y in ys[:outputs]]
     gradients = _as_sequence(backward(*dys, cache))
     if len(gradients) != len(arguments):
@@ -87,7 +89,8 @@ def gradient_check(
         analytic = sum(_inner(move, dargs[name]) for name, move in moves.items())
         numeric = change(moves)
         norm = sum(_inner(dargs[name], dargs[name]) for name in moves) ** 0.5
-        error = abs(analytic - numeric) / (tolerance * norm + floor)
+        allowed = tolerance * norm + floor
+        error = abs(analytic - numeric) / allowed if allowed else abs(numeric) and np.inf  # 0 by 0: all is zero
         return Row(argument, direction, analytic, numeric, error, bool(error <= 1))
 
     rows = []

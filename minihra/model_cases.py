@@ -23,7 +23,7 @@ from minihra.blocks.initial import initial_conformer
 from minihra.blocks.protocol import Context, Training
 from minihra.blocks.self_attention import self_attention_backward, self_attention_forward
 from minihra.blocks.subsampling import subsampling_backward, subsampling_forward
-from minihra.cases import Case, filled, filled_cell, filled_head, filled_statistics, numbers
+from minihra.cases import Case, filled, filled_cell, filled_head, filled_statistics, layer_cases, numbers
 from minihra.layers.attention import relative_positions
 from minihra.masks import valid_from_lengths
 from minihra.model import backward, forward, pack_labels
@@ -121,6 +121,11 @@ def depth_step_case(cell: str, head: str, x: Array) -> Case:
 def model_cases() -> list[Case]:
     """Return the cases of the whole model: HRA with each cell and head, and training from nothing."""
     return [*(hra_case(cell, head) for cell in CELLS for head in HEADS), pretraining_case()]
+
+
+def all_cases() -> list[Case]:
+    """Return the cases of every pair, every block and the whole model."""
+    return [*layer_cases(), *block_cases(), *model_cases()]
 
 
 def hra_case(cell: str, head: str, conv_norm: str = "batch") -> Case:

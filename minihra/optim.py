@@ -34,9 +34,15 @@ class AdamW:
         self.moments: dict[str, Moments] = {}
 
     def update(self, params: Tree, grads: Tree, lr: float) -> None:
-        """Move every leaf of `params` that has a gradient in `grads` one step of learning rate `lr`."""
-        named = dict(leaves(params))
-        for name, g in leaves(grads):
+        """Move every leaf of `params` that has a gradient in `grads` one step of learning rate `lr`.
+
+        Raises:
+            ValueError: there is a gradient of what is no parameter (which), as of a task that was removed.
+        """
+        named, gradients = dict(leaves(params)), dict(leaves(grads))
+        if strangers := sorted(gradients.keys() - named.keys()):
+            raise ValueError(f"gradients of what is no parameter: {', '.join(strangers)}")
+        for name, g in gradients.items():
             p, xp = named[name], array_module(g)
             if name not in self.moments:
                 self.moments[name] = Moments(xp.zeros_like(p), xp.zeros_like(p), xp.zeros((), np.float64))

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minihra.checkpoint import load_optimiser, read_json, save_optimiser, steps_in, write_checkpoint, write_json
-from minihra.data.corpus import Utterance, batches_of_epoch
+from minihra.data.corpus import Batches, Utterance
 from minihra.evaluate import score
 from minihra.optim import AdamW, clip_by_global_norm, constant, warmup_cosine
 from minihra.speech.augment import SpecAugment
@@ -40,7 +40,8 @@ class TrainingConfig:
     epochs: int = 25
     steps: int | None = None
     least_steps: int = 1
-    batch: int = 32  # utterances
+    batch: int = 32  # utterances, but of long ones only as many as have about
+    frames: int = 5000  # this many frames together: so long ones get as many steps for their time as short ones
     peak: float = 2e-3  # learning rate after the warm-up
     schedule: str = "cosine"  # down to 0, or "constant"
     warmup: float = 0.1  # share of the steps in which the learning rate rises
@@ -51,10 +52,10 @@ class TrainingConfig:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        for setting, lowest in (("epochs", 1), ("steps", 1), ("least_steps", 1), ("batch", 1), ("seed", 0)):
-            value = getattr(self, setting)
+        for setting in ("epochs", "steps", "least_steps", "batch", "frames", "seed"):
+            value, lowest = getattr(self, setting), setting != "seed"
             if value is not None and value < lowest:
-                raise ValueError(f"{setting} must be at least {lowest}, got {value}")
+                raise ValueError(f"{setting} must be at least {lowest:d}, got {value}")
         for setting, right in (("peak", self.peak > 0), ("clip", self.clip > 0), ("decay", self.decay >= 0)):
             if not right:
                 raise ValueError(f"{setting} must be positive, got {getattr(self, setting)}")
@@ -113,8 +114,8 @@ def train(
         Interrupted: by Ctrl-C, after a checkpoint.
         OSError: a checkpoint cannot be written; the last one stays.
     """
-    per_epoch = -(-len(utterances) // config.batch)
-    steps = config.steps or max(config.epochs * per_epoch, config.least_steps)
+    batches = Batches([len(u.features) for u in utterances], config.batch, config.frames, config.seed)
+    steps = config.steps or max(config.epochs * len(batches), config.least_steps)
     settings = {**asdict(config), "utterances": fingerprint(utterances)}
     optimiser = AdamW(decay=config.decay)
     start = begin(run, trainee, optimiser, settings, resume)
@@ -129,12 +130,12 @@ def train(
         write_checkpoint(run, step, fill)
 
     log = Log(run / "log.jsonl", start)
-    with Stop() as stop, progress_bar(title, utterances, config, start, steps) as bar:
+    with Stop() as stop, progress_bar(title, batches, start, steps) as bar:
         for step in range(start, steps):
-            epoch, place = divmod(step, per_epoch)
+            epoch, place = divmod(step, len(batches))
             if place == 0 or step == start:
-                batches = batches_of_epoch([len(u.features) for u in utterances], config.batch, config.seed, epoch)
-            chosen = [utterances[i] for i in batches[place]]
+                order = batches.of_epoch(epoch)
+            chosen = [utterances[i] for i in order[place]]
             rng = np.random.default_rng([config.seed, step, 1])
             loss, gradients = trainee.gradients(make_batch(chosen, config.augment, rng), rng)
             if not np.isfinite(loss.mean):
@@ -151,12 +152,12 @@ def train(
             )
             bar.set_postfix(loss=f"{loss.mean:.3f}", refresh=False)
             bar.update(len(chosen))
-            last = step + 1 == steps
-            if valid and (place + 1 == per_epoch or last):
+            last, epoch_ends = step + 1 == steps, place + 1 == len(batches)
+            if valid and (epoch_ends or last):
                 errors = score([u.text for u in valid], trainee.hypotheses(valid))
                 if errors.words.units:
                     log.write(step=step + 1, valid_wer=errors.words.rate, valid_cer=errors.characters.rate)
-            if place + 1 == per_epoch or last or stop.wanted:
+            if epoch_ends or last or stop.wanted:
                 save(step + 1)
             if stop.wanted and not last:
                 raise Interrupted(
@@ -193,14 +194,9 @@ def fingerprint(utterances: Sequence[Utterance]) -> str:
     return digest.hexdigest()
 
 
-def progress_bar(title: str, utterances: Sequence[Utterance], config: TrainingConfig, start: int, steps: int) -> tqdm:
+def progress_bar(title: str, batches: Batches, start: int, steps: int) -> tqdm:
     """Return a bar over utterances; silent when standard error is no terminal."""
-    per_epoch = -(-len(utterances) // config.batch)
-
-    def seen(step: int) -> int:
-        return step // per_epoch * len(utterances) + min(step % per_epoch * config.batch, len(utterances))
-
-    return tqdm(desc=title, total=seen(steps), initial=seen(start), unit="utt", disable=None)
+    return tqdm(desc=title, total=batches.seen(steps), initial=batches.seen(start), unit="utt", disable=None)
 
 
 class Log:

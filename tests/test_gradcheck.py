@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,20 +10,17 @@ import pytest
 from minihra.adapters import hra
 from minihra.adapters.controller import HRAParams
 from minihra.arrays import Array
-from minihra.cases import Case, distance_to_kink, layer_cases, linear, numbers
+from minihra.cases import Case, distance_to_kink, linear, numbers
 from minihra.cli import main
 from minihra.gradcheck import H_STEP, Row, gradient_check, table
 from minihra.layers.attention import RelativePositionParams
 from minihra.layers.linear import LinearParams, linear_backward, linear_forward
 from minihra.layers.log_mel import log_mel_backward
-from minihra.model_cases import block_cases, model_cases
+from minihra.model_cases import all_cases
 from minihra.ops import PAIRS, Pair
 from minihra.tree import Tree, from_leaves, leaves, map_leaves
 
-
-@cache
-def all_cases() -> dict[str, Case]:
-    return {case.name: case for case in [*layer_cases(), *block_cases(), *model_cases()]}
+CASES = {case.name: case for case in all_cases()}
 
 
 def check(case: Case, backward: Callable | None = None, seed: int = 0) -> list[Row]:
@@ -50,18 +46,18 @@ def as_tuple(gradients: Any) -> tuple[Tree, ...]:
 # Rung 2
 
 
-@pytest.mark.parametrize("name", all_cases())
+@pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_backward_is_the_derivative(name: str, seed: int) -> None:
-    rows = check(all_cases()[name], seed=seed)
+    rows = check(CASES[name], seed=seed)
     assert all(row.ok for row in rows), f"\n{table(rows)}"
 
 
-@pytest.mark.parametrize("name", all_cases())
+@pytest.mark.parametrize("name", CASES)
 def test_every_argument_has_a_gradient(name: str) -> None:
     """A gradient that is zero throughout would pass any check of a function that does not move: none is, but that of
     the state into the cell without recurrence, and those of the task that is not in the batch."""
-    case = all_cases()[name]
+    case = CASES[name]
     *_, cache = case.pair.forward(**case.arguments, **case.constants)
     given = as_tuple(case.pair.backward(*output_gradients(case), cache))
     for (argument, tree), gradient in zip(case.arguments.items(), given, strict=True):
@@ -71,22 +67,22 @@ def test_every_argument_has_a_gradient(name: str) -> None:
             assert (leaf not in found) if absent else np.abs(found[leaf]).max() > 0, leaf
 
 
-@pytest.mark.parametrize("name", all_cases())
+@pytest.mark.parametrize("name", CASES)
 def test_kinks_are_far_from_the_steps(name: str) -> None:
-    case = all_cases()[name]
+    case = CASES[name]
     *_, cache = case.pair.forward(**case.arguments, **case.constants)
     assert distance_to_kink(cache) > 2 * H_STEP
 
 
 def test_every_pair_has_a_case() -> None:
-    assert {name.partition(",")[0] for name in all_cases()} >= PAIRS.keys()
+    assert {name.partition(",")[0] for name in CASES} >= PAIRS.keys()
 
 
 def test_command_checks_every_case(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check"]) == 0
     printed = capsys.readouterr().out
-    assert [name for name in all_cases() if not re.search(rf"^{re.escape(name)} ", printed, re.MULTILINE)] == []
-    assert printed.endswith(f"all {len(all_cases())} checks passed\n")
+    assert [name for name in CASES if not re.search(rf"^{re.escape(name)} ", printed, re.MULTILINE)] == []
+    assert printed.endswith(f"all {len(CASES)} checks passed\n")
 
 
 # Rung 3: the mistakes that people make. Each takes the pair's right backward, and returns a wrong one.
@@ -312,7 +308,7 @@ def half_step_is_a_whole_one(right: Backward) -> Backward:
 @pytest.mark.parametrize("name", FAULTS)
 def test_planted_fault_is_found(name: str) -> None:
     case_name, spoil = FAULTS[name]
-    case = all_cases()[case_name]
+    case = CASES[case_name]
     assert not all(row.ok for row in check(case, spoil(case.pair.backward)))
 
 
@@ -351,11 +347,11 @@ def test_fault_in_the_walk_down_the_depth_is_found(
     spoil: Callable[[Backward], Backward], cell: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hra, "depth_step_backward", spoil(hra.depth_step_backward))
-    assert not all(row.ok for row in check(all_cases()[f"hra to ctc, {cell}, linear"]))
+    assert not all(row.ok for row in check(CASES[f"hra to ctc, {cell}, linear"]))
 
 
 def cases_and_arguments() -> list[tuple[str, int]]:
-    places = [(name, n) for name, case in all_cases().items() for n in range(len(case.arguments))]
+    places = [(name, n) for name, case in CASES.items() for n in range(len(case.arguments))]
     without_gradient = {("no_recurrence", 1), ("depth_step, none, linear", 1), ("depth_step, none, ffn", 1)}
     return [place for place in places if place not in without_gradient]
 
@@ -373,7 +369,7 @@ def spoiled(case: Case, n: int, change: Callable[[Tree], Tree]) -> Backward:
 
 @pytest.mark.parametrize(("name", "n"), cases_and_arguments())
 def test_a_millionth_too_large_is_found(name: str, n: int) -> None:
-    case = all_cases()[name]
+    case = CASES[name]
     wrong = spoiled(case, n, lambda gradient: map_leaves(lambda leaf: leaf * (1 + 1e-6), gradient))
     assert not all(row.ok for row in check(case, wrong))
 
@@ -390,7 +386,7 @@ def test_a_single_element_that_is_wrong_is_found(name: str, n: int) -> None:
         moved.flat[np.abs(moved).argmax()] += 1e-6 * norm
         return from_leaves(gradient, {**named, largest: moved})
 
-    case = all_cases()[name]
+    case = CASES[name]
     assert not all(row.ok for row in check(case, spoiled(case, n, change)))
 
 
@@ -443,4 +439,21 @@ def test_an_absent_gradient_counts_as_zero() -> None:
 
 def test_nan_does_not_pass() -> None:
     rows = checked(lambda dy, cache: map_leaves(lambda leaf: leaf * np.nan, linear_backward(dy, cache)))
+    assert not any(row.ok for row in rows)
+
+
+@pytest.mark.parametrize("outputs", [0, 2])
+def test_another_number_of_outputs_is_refused(outputs: int) -> None:
+    with pytest.raises(ValueError, match=f"{outputs} outputs .* returns 1"):
+        gradient_check(linear_forward, linear_backward, {"x": X, "p": P}, outputs=outputs)
+
+
+def test_a_function_that_is_zero_has_a_gradient_of_zero() -> None:
+    rows = gradient_check(lambda x: (0 * x, None), lambda dy, cache: 0 * dy, {"x": X})
+    assert all(row.ok for row in rows)
+    assert all(row.error == 0 for row in rows)
+
+
+def test_a_gradient_of_zero_for_a_function_that_moves_is_found() -> None:
+    rows = gradient_check(lambda x: (x - X, None), lambda dy, cache: 0 * dy, {"x": X})
     assert not any(row.ok for row in rows)

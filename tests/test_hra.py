@@ -108,7 +108,8 @@ def test_tasks_are_added_and_removed_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("ann", "'ann' exists already; known: ann, bob, eve"), ("base", "'base'"), ("", "''")]
+    ("name", "message"),
+    [("ann", "'ann' exists already; known: ann, bob, eve"), ("base", "'base'"), ("", "''"), (5, "a text, got 5")],
 )
 def test_names_that_no_task_can_have(name: str, message: str) -> None:
     hra = trained_hra()

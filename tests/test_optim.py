@@ -60,7 +60,7 @@ def test_a_leaf_without_a_gradient_keeps_value_moments_and_count() -> None:
 
 
 def test_a_gradient_of_what_is_no_parameter_is_an_error() -> None:
-    with pytest.raises(KeyError, match="eve"):
+    with pytest.raises(ValueError, match="what is no parameter: eve"):
         AdamW().update(params(), {"eve": np.ones(3)}, lr=0.1)
 
 

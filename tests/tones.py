@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -49,3 +50,27 @@ def write_corpus(folder: Path, takes: int = 3) -> Path:
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     (folder / "tiny.toml").write_text(CONFIG, encoding="utf-8")
     return manifest
+
+
+class Bench(NamedTuple):
+    folder: Path
+    manifest: Path
+    backbone: Path
+    adapter: Path
+
+
+def pretrain(manifest: Path, out: Path, *more: str) -> list[str]:
+    config = str(manifest.parent / "tiny.toml")
+    where = ["--split", "train", "--where", "speaker=ann"]
+    return ["pretrain", "--manifest", str(manifest), *where, "--config", config, "--out", str(out), *more]
+
+
+def adapt(bench: Bench, out: Path, *more: str) -> list[str]:
+    rows = ["--manifest", str(bench.manifest), "--split", "train", "--where", "speaker!=ann"]
+    return ["adapt", "--backbone", str(bench.backbone), *rows, "--out", str(out), "--task-by", "speaker", *more]
+
+
+def bits(folder: Path) -> dict[str, bytes]:
+    """All files of a checkpoint."""
+    (step,) = folder.glob("step-*")
+    return {path.name: path.read_bytes() for path in step.iterdir()}

@@ -31,7 +31,11 @@ def controller_hash(cell: str, controller: CellParams) -> str:
 
 
 def save_adapter(hra: HRA, path: str | Path) -> None:
-    """Write the controller and all heads of `hra` to a safetensors file."""
+    """Write the controller and all heads of `hra` to a safetensors file.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+    """
     _write(path, hra.p, "hra", hra, tasks=json.dumps(hra.task_names))
 
 
@@ -66,6 +70,7 @@ def save_task(hra: HRA, task: str, path: str | Path) -> None:
 
     Raises:
         ValueError: there is no such task.
+        FileNotFoundError: the folder does not exist.
     """
     if task not in hra.p.heads:
         raise ValueError(f"unknown task {task!r}; known: {', '.join(hra.task_names)}")
@@ -112,6 +117,8 @@ def _write(path: str | Path, tree: Tree, kind: str, hra: HRA, **more: str) -> No
         **more,
     }
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(save({name: np.ascontiguousarray(leaf) for name, leaf in leaves(tree)}, metadata))
@@ -123,7 +130,7 @@ def _write(path: str | Path, tree: Tree, kind: str, hra: HRA, **more: str) -> No
 def _read(path: str | Path, kind: str) -> tuple[dict[str, Array], dict[str, str]]:
     """Return the tensors and the metadata of a file of this kind and format."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise FileNotFoundError(f"{path}: {'a folder, not a file' if Path(path).is_dir() else 'no such file'}")
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}

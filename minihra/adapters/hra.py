@@ -78,7 +78,7 @@ class HRA:
         """Add a task, whose head changes nothing until it is trained.
 
         Raises:
-            ValueError: the name is taken, empty, or "base", the name of the frozen model.
+            ValueError: the name is no text, taken, empty, or "base", the name of the frozen model.
         """
         self.check_new_name(name)
         shapes = HEADS[self.head](self.width, self.state_size, self.bottleneck)
@@ -86,6 +86,8 @@ class HRA:
 
     def check_new_name(self, name: str) -> None:
         """Raise the ValueError of `add_task` if no new task can have this name."""
+        if not isinstance(name, str):
+            raise ValueError(f"the name of a task is a text, got {name!r}")
         if name in ("", BASE):
             raise ValueError(f"a task cannot be named {name!r}; 'base' is the frozen model")
         if name in self.p.heads:

@@ -83,12 +83,35 @@ def commonest_rate(rows: Sequence[Row]) -> int:
     return min(rates, key=lambda rate: (-rates[rate], rate))
 
 
-def batches_of_epoch(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[Array]:
-    """Return the batches of one epoch, arrays of indices: utterances of similar length, shuffled by seed and epoch.
+class Batches:
+    """The batches of every epoch: utterances of similar length, in an order by seed and epoch.
 
-    Lengths are blurred by up to 20 %, so that an utterance does not always meet the same ones.
+    A batch has at most `size` utterances, and of long ones as many as have about `frames` frames together, padding
+    included, but at least one. All epochs have the same number of batches, len(self).
     """
-    rng = np.random.default_rng([seed, epoch])
-    order = np.argsort(np.asarray(lengths) * rng.uniform(1, 1.2, len(lengths)), kind="stable")
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
-    return [batches[i] for i in rng.permutation(len(batches))]
+
+    def __init__(self, lengths: Sequence[int], size: int, frames: int, seed: int) -> None:
+        self._lengths, self._seed = np.asarray(lengths), seed
+        self._sizes = [0]
+        for length in sorted(lengths):
+            if self._sizes[-1] and (self._sizes[-1] == size or (self._sizes[-1] + 1) * length > frames):
+                self._sizes.append(0)
+            self._sizes[-1] += 1
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def of_epoch(self, epoch: int) -> list[Array]:
+        """Return the batches of an epoch, as arrays of indices.
+
+        Lengths are blurred by up to 20 %, so that an utterance does not always meet the same ones.
+        """
+        rng = np.random.default_rng([self._seed, epoch])
+        order = np.argsort(self._lengths * rng.uniform(1, 1.2, len(self._lengths)), kind="stable")
+        batches = np.split(order, np.cumsum(self._sizes)[:-1])
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def seen(self, step: int) -> int:
+        """Return how many utterances the steps before `step` (0, 1, ...) hold."""
+        epoch, place = divmod(step, len(self))
+        return epoch * len(self._lengths) + sum(len(batch) for batch in self.of_epoch(epoch)[:place])

@@ -84,8 +84,14 @@ def frame_view(samples: Array, W: int, hop: int) -> Array:
 def log_mel_forward(
     samples: Array, window: Array, filters: Array, *, hop: int, n_fft: int, floor: float = FLOOR
 ) -> tuple[Array, LogMelCache]:
-    """Map contiguous samples (..., n) to log-mel features (..., T, F); a frame never reads beyond its own window."""
+    """Map contiguous samples (..., n) to log-mel features (..., T, F); a frame never reads beyond its own window.
+
+    Raises:
+        ValueError: the window is longer than n_fft, so that the transform would lose its end.
+    """
     xp = array_module(samples)
+    if len(window) > n_fft:
+        raise ValueError(f"a window of {len(window)} samples does not fit into a transform of {n_fft}")
     frames = frame_view(samples, len(window), hop) * window  # (1)
     spectrum = xp.fft.rfft(frames, n_fft)  # (2)
     power = spectrum.real**2 + spectrum.imag**2  # (3)

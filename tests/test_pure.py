@@ -1,0 +1,66 @@
+"""A pair is a pure function: parameters may lie in memory in any way, and neither inputs nor cache are changed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minihra.arrays import Array
+from minihra.cases import Case
+from minihra.model_cases import all_cases
+from minihra.tree import Tree, leaves, map_leaves
+
+CASES = {case.name: case for case in all_cases()}
+TOLERANCE = 1e-12  # of the largest element: a matrix product of another layout may add in another order
+
+
+def fixed(a: Array) -> Array:
+    a = a.copy()
+    a.flags.writeable = False
+    return a
+
+
+def strided(a: Array) -> Array:
+    """A view of every second element along each axis."""
+    wide = np.zeros(tuple(2 * size for size in a.shape), a.dtype)
+    view = wide[tuple(slice(None, None, 2) for _ in a.shape)]
+    view[...] = a
+    return view
+
+
+LAYOUTS: dict[str, Callable[[Array], Array]] = {"read-only": fixed, "strided": strided, "Fortran": np.asfortranarray}
+
+
+def run(case: Case, arguments: dict[str, Tree]) -> tuple[tuple, Any]:
+    """The differentiated outputs, for which the gradient of each is itself, and the cache."""
+    *ys, cache = case.pair.forward(**arguments, **case.constants)
+    return tuple(ys[: case.outputs]), cache
+
+
+def laid_out(name: str, tree: Tree, layout: str) -> Tree:
+    """Activations are contiguous; what the layout changes is every other argument, unless it is read-only."""
+    activation = name in ("x", "h", "samples", "q", "k", "value", "s", "logits", "features")
+    return tree if activation and layout != "read-only" else map_leaves(LAYOUTS[layout], tree)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", CASES)
+def test_parameters_may_lie_in_any_way(name: str, layout: str) -> None:
+    case = CASES[name]
+    ys, cache = run(case, case.arguments)
+    wanted = dict(leaves((ys, case.pair.backward(*ys, cache))))
+    ys, cache = run(case, {key: laid_out(key, tree, layout) for key, tree in case.arguments.items()})
+    found = dict(leaves((ys, case.pair.backward(*ys, cache))))
+    assert found.keys() == wanted.keys()
+    for key, leaf in wanted.items():
+        assert np.abs(found[key] - leaf).max(initial=0) <= TOLERANCE * np.abs(leaf).max(initial=0), key
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_backward_can_be_taken_twice(name: str) -> None:
+    case = CASES[name]
+    ys, cache = run(case, case.arguments)
+    dys = map_leaves(fixed, ys)
+    first, second = (dict(leaves(case.pair.backward(*dys, cache))) for _ in range(2))
+    assert {key: leaf.tobytes() for key, leaf in first.items()} == {key: leaf.tobytes() for key, leaf in second.items()}
