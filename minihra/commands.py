@@ -34,7 +34,7 @@ def chosen_rows(arguments: argparse.Namespace, faults: Faults, extra: list[str] 
 def tell_skipped(skipped: int) -> None:
     """Say how many rows were left out."""
     if skipped:
-        print(f"{skipped} bad rows skipped", file=sys.stderr)
+        print(f"{skipped} bad row{'s' * (skipped > 1)} skipped", file=sys.stderr)
 
 
 def run_pretrain(arguments: argparse.Namespace) -> None:

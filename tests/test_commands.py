@@ -52,6 +52,14 @@ def test_one_seed_gives_the_same_bits(bench: Bench, tmp_path: Path) -> None:
     assert {name: leaf.tobytes() for name, leaf in one.items()} == {name: a.tobytes() for name, a in other.items()}
 
 
+def test_an_adapter_overfits_four_utterances_of_two_tasks(bench: Bench, tmp_path: Path) -> None:
+    before = bits(bench.backbone)
+    assert main(adapt(bench, tmp_path / "out", "--limit-per-task", "2", "--steps", "200")) == 0
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.05 < 1 < losses[0]
+    assert bits(bench.backbone) == before
+
+
 def test_a_table_for_people(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     where = ["--manifest", str(bench.manifest), "--where", "speaker!=ann"]
     assert main(["eval", "--backbone", str(bench.backbone), "--adapter", str(bench.adapter), *where]) == 0

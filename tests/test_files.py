@@ -164,6 +164,21 @@ both_kinds = pytest.mark.parametrize("kind", ["adapter", "task"])
 
 
 @both_kinds
+def test_a_folder_is_no_file(kind: str, tmp_path: Path) -> None:
+    load = written(kind, new_hra(), tmp_path / "bob")
+    (tmp_path / "bob").unlink()
+    (tmp_path / "bob").mkdir()
+    with pytest.raises(FileNotFoundError, match="bob: a folder, not a file"):
+        load()
+
+
+@both_kinds
+def test_a_folder_that_is_missing_is_named(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"bob: there is no folder .*nowhere$"):
+        written(kind, new_hra(), tmp_path / "nowhere" / "bob")
+
+
+@both_kinds
 def test_a_missing_file_is_named(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "bob"
     load = written(kind, new_hra(), path)

@@ -27,6 +27,10 @@ MANIFESTS: dict[str, tuple[str, str]] = {
     "empty file": (row(audio_filepath="empty.wav"), "empty.wav: not a recording"),
     "no samples": (row(audio_filepath="silent.wav"), "silent.wav: the recording is empty"),
     "truncated file": (row(audio_filepath="cut.flac"), "cut.flac: "),
+    "truncated WAV": (
+        row(audio_filepath="cut.wav"),
+        "cut.wav: the recording is truncated, 999 bytes of it are missing",
+    ),
     "no recording": (row(audio_filepath="tiny.toml"), "tiny.toml: not a recording"),
     "too short": (row(audio_filepath="short.wav"), "line 1: the recording has 100 samples"),
     "not a number": (row(audio_filepath="nan.wav"), "nan.wav: the recording holds a NaN or an infinity"),
@@ -44,6 +48,8 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     soundfile.write(folder / "silent.wav", good[:0], RATE)
     soundfile.write(folder / "cut.flac", good, RATE)
     (folder / "cut.flac").write_bytes((folder / "cut.flac").read_bytes()[:60])
+    soundfile.write(folder / "cut.wav", good, RATE)
+    (folder / "cut.wav").write_bytes((folder / "cut.wav").read_bytes()[:-999])
     soundfile.write(folder / "short.wav", good[:100], RATE)
     for name, value in (("nan", np.nan), ("inf", np.inf)):
         soundfile.write(folder / f"{name}.wav", np.where(np.arange(len(good)) == 7, value, good), RATE, subtype="FLOAT")
@@ -70,7 +76,7 @@ def test_a_bad_manifest(
         assert mistake == "empty manifest" or printed[1] == "1 bad row; --skip-bad goes on without them"
         if mistake != "empty manifest":
             assert main([*command, "--skip-bad"]) == 0
-            assert "1 bad rows skipped" in capsys.readouterr().err
+            assert "1 bad row skipped" in capsys.readouterr().err
     assert (tmp_path / "out").exists() == (mistake != "empty manifest")
 
 
@@ -80,8 +86,8 @@ def test_all_bad_rows_are_reported_together(broken: Path, tmp_path: Path, capsys
     config = ["--config", str(broken / "tiny.toml"), "--out", str(tmp_path / "out")]
     assert main(["pretrain", "--manifest", str(manifest), *config]) == 2
     printed = capsys.readouterr().err.splitlines()
-    assert printed[-1] == "12 bad rows; --skip-bad goes on without them"
-    assert len(printed) == 13
+    assert printed[-1] == "13 bad rows; --skip-bad goes on without them"
+    assert len(printed) == 14
     assert not (tmp_path / "out").exists()
 
 

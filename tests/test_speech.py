@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from minihra.layers.log_mel import mel_corners, mel_filters
-from minihra.speech.audio import read_audio
+from minihra.layers.log_mel import log_mel_forward, mel_corners, mel_filters
+from minihra.speech.audio import missing_bytes, read_audio
 from minihra.speech.features import LogMel, pad
 
 RATE = 8000
@@ -172,3 +172,20 @@ def test_pad():
     assert lengths.tolist() == [2, 4]
     assert batch.sum(axis=(1, 2)).tolist() == [6, 24]
     assert not batch[0, 2:].any()
+
+
+def test_a_window_must_fit_into_the_transform():
+    with pytest.raises(ValueError, match="a window of 12 samples does not fit into a transform of 8"):
+        log_mel_forward(tone(), np.ones(12), np.ones((5, 3)), hop=4, n_fft=8)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "aiff"])
+def test_a_size_that_its_writer_did_not_know_is_no_mistake(tmp_path, suffix):
+    path = tmp_path / f"piped.{suffix}"
+    soundfile.write(path, tone(), RATE)
+    data = path.read_bytes()
+    for size in (b"\0\0\0\0", b"\xff\xff\xff\xff"):
+        path.write_bytes(data[:4] + size + data[8:])
+        assert missing_bytes(path) == 0
+    path.write_bytes(data[:-10])
+    assert missing_bytes(path) == 10
