@@ -1,6 +1,7 @@
 """What the documents show runs, and what they point to exists."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -41,19 +42,18 @@ def test_files_that_are_named_exist(page: Path) -> None:
     assert [n for n in named if n not in ignored and not any((folder / n).exists() for folder in folders)] == []
 
 
-def test_figure_is_of_the_script(tmp_path: Path) -> None:
-    """The SVG in the repository has the words that the script writes: it was not left behind."""
+@pytest.mark.parametrize("name", ["depth", "digits"])
+def test_figure_is_of_the_script(name: str, tmp_path: Path) -> None:
+    """The SVG in the repository has the words and numbers that the script writes: it was not left behind."""
     pytest.importorskip("matplotlib", reason="needs matplotlib")
-    script = (ROOT / "docs/figures/draw_depth.py").read_text("utf-8")
-    drawn = tmp_path / "depth.svg"
-    namespace: dict = {"__name__": "draw_depth", "__file__": str(ROOT / "docs/figures/draw_depth.py")}
-    exec(compile(script, "draw_depth.py", "exec"), namespace)
-    namespace["main"](str(drawn))
+    runpy.run_path(str(ROOT / f"docs/figures/draw_{name}.py"))["main"](str(tmp_path / "drawn.svg"))
 
     def comments(path: Path) -> list[str]:
         return re.findall(r"<!-- (.*?) -->", path.read_text("utf-8"))
 
-    assert comments(drawn) == comments(ROOT / "docs/figures/depth.svg")
+    drawn = comments(tmp_path / "drawn.svg")
+    assert drawn
+    assert drawn == comments(ROOT / f"docs/figures/{name}.svg")
 
 
 def test_every_layer_file_is_on_the_switchboard() -> None:
