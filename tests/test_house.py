@@ -32,7 +32,6 @@ ROOMS = {
     "minihra.adapters": 4,
     "minihra.cases": 4,
     "minihra.model": 5,
-    "minihra.loaders": 5,
     "minihra.optim": 5,
     "minihra.train": 5,
     "minihra.checkpoint": 5,
@@ -169,6 +168,16 @@ def test_a_spoiled_house_is_found_out(check: Callable, report: str, texts: dict[
     modules = {*files, *texts}
     spoiled = {m: imports(text, m, m in files and files[m].name == "__init__.py", modules) for m, text in texts.items()}
     assert any(report in line for line in check(imports_of_house() | spoiled))
+
+
+def test_the_page_shows_the_rooms_as_they_are() -> None:
+    page, shown, number = (ROOT / "docs/convention.md").read_text(encoding="utf-8").partition("## A layer")[0], {}, 0
+    for room_of_row, files in re.findall(r"^\| (\d?) ?\| (`.*?) \|", page, re.MULTILINE):
+        number = int(room_of_row or number)
+        for name in re.findall(r"`([\w/.]+)`", files):
+            shown[f"minihra.{name.removesuffix('.py').rstrip('/')}"] = number
+    elsewhere = {"minihra", "minihra.__main__", "minihra.kernels"}
+    assert shown == {module: number for module, number in ROOMS.items() if module not in elsewhere}
 
 
 def loaded_after(statements: str) -> list[str]:
