@@ -95,7 +95,8 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
     if not isinstance(content, dict) or content.get("kind") != kind:
-        raise ValueError(f"{path}: not the configuration of a {kind}")
+        found = content.get("kind") if isinstance(content, dict) else None
+        raise ValueError(f"{path}: a configuration of kind {kind!r} is needed, this one is of {found!r}")
     if content.get("format") != FORMAT:
         raise ValueError(f"{path}: format version {content.get('format')}, but this minihra reads {FORMAT}")
     return content

@@ -3,14 +3,14 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from minihra.adapters.accounting import budgets, count_hra
 from minihra.adapters.hra import HRA
 from minihra.blocks.initial import initial_conformer
 from minihra.config import build, named_size, read_config
-from minihra.data.corpus import Utterance, commonest_rate, load_utterances
+from minihra.data.corpus import commonest_rate, load_utterances
 from minihra.data.faults import Faults
+from minihra.data.folder import AUDIO, rows_of_folder, write_lines
 from minihra.data.manifest import Row, limit_per_task, parse_where, read_manifest, select
 from minihra.evaluate import Score, score, score_by_task, transcribe
 from minihra.recogniser import Adapter, Recogniser, load_backbone, load_hra
@@ -20,9 +20,6 @@ from minihra.speech.error_rate import ErrorCount
 from minihra.train import ADAPTATION, train
 from minihra.trainees import Adaptation, Pretraining
 from minihra.tree import count
-
-AUDIO = (".wav", ".flac", ".ogg", ".mp3")
-"""The suffixes of recordings that `minihra manifest` looks for."""
 
 
 def chosen_rows(arguments: argparse.Namespace, faults: Faults, extra: list[str] | None = None) -> list[Row]:
@@ -68,13 +65,17 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
         f"{arguments.out}: a backbone of {count(model.p):,} parameters, {sample_rate} Hz, trained on {len(utterances)} "
         f"recordings in {done['steps']} steps and {done['seconds']:.0f} s"
     )
-    tell_infeasible(done["infeasible"])
+    tell_infeasible(done["infeasible"], len(utterances))
 
 
-def tell_infeasible(infeasible: int) -> None:
-    """Say how often an utterance was too short for its text."""
-    if infeasible:
-        print(f"{infeasible} times an utterance was too short for its text and left out of the loss", file=sys.stderr)
+def tell_infeasible(places: list[str], of: int) -> None:
+    """Say which utterances were too short for their texts."""
+    if places:
+        some = f"{', '.join(places[:3])}{' ...' * (len(places) > 3)}"
+        print(
+            f"{len(places)} of {of} utterances are too short for their texts, and were left out of the loss: {some}",
+            file=sys.stderr,
+        )
 
 
 def run_adapt(arguments: argparse.Namespace) -> None:
@@ -130,12 +131,14 @@ def run_adapt(arguments: argparse.Namespace) -> None:
         f"{size.per_task:,} a task; {len(tasks)} tasks trained on {len(utterances)} recordings in "
         f"{done['steps']} steps and {done['seconds']:.0f} s"
     )
-    tell_infeasible(done["infeasible"])
+    tell_infeasible(done["infeasible"], len(utterances))
 
 
 def run_eval(arguments: argparse.Namespace) -> None:
     """Write down every recording of a manifest, and count the errors."""
     recogniser = load_backbone(arguments.backbone)
+    if arguments.hypotheses and not arguments.hypotheses.parent.is_dir():
+        raise ValueError(f"--hypotheses {arguments.hypotheses}: there is no folder {arguments.hypotheses.parent}")
     adapter = load_hra(arguments.adapter, recogniser.model) if arguments.adapter else None
     task_by = arguments.task_by or (adapter.task_by if adapter else None)
     faults = Faults()
@@ -156,7 +159,9 @@ def run_eval(arguments: argparse.Namespace) -> None:
     hypotheses = transcribe(recogniser, [u.features for u in utterances], adapter and adapter.hra, tasks)
     whole, by_task = score([u.text for u in utterances], hypotheses), score_by_task(utterances, hypotheses)
     if arguments.hypotheses:
-        write_hypotheses(arguments.hypotheses, utterances, hypotheses)
+        pairs = zip(utterances, hypotheses, strict=True)
+        lines = [{"place": u.place, "task": u.task, "text": u.text, "hypothesis": h} for u, h in pairs]
+        write_lines(arguments.hypotheses, lines)
     if arguments.json:
         tasks_as_json = {task: as_json(part, 0) for task, part in by_task.items()} if task_by else {}
         print(json.dumps({**as_json(whole, skipped), "tasks": tasks_as_json}, ensure_ascii=False))
@@ -185,17 +190,6 @@ def as_json(part: Score, skipped: int) -> dict:
     }
 
 
-def write_hypotheses(path: Path, utterances: list[Utterance], hypotheses: list[str]) -> None:
-    """Write a JSONL file with what was said and what was understood."""
-    lines = [
-        json.dumps({"place": u.place, "task": u.task, "text": u.text, "hypothesis": h}, ensure_ascii=False)
-        for u, h in zip(utterances, hypotheses, strict=True)
-    ]
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
 def run_transcribe(arguments: argparse.Namespace) -> None:
     """Write down recordings."""
     recogniser = load_backbone(arguments.backbone)
@@ -211,7 +205,8 @@ def run_transcribe(arguments: argparse.Namespace) -> None:
             names.append(path)
         except (OSError, ValueError) as error:
             faults.add(str(error) if str(path) in str(error) else f"{path}: {error}")
-    faults.settle(skip=False)
+    if faults.lines:
+        raise ValueError("\n".join(faults.lines))
     texts = transcribe(recogniser, features, adapter and adapter.hra, [arguments.task or "base"] * len(features))
     for name, text in zip(names, texts, strict=True):
         print(f"{name}\t{text}" if len(names) > 1 else text)
@@ -232,26 +227,12 @@ def run_params(arguments: argparse.Namespace) -> None:
 
 def run_manifest(arguments: argparse.Namespace) -> None:
     """Write the manifest of a folder of name.wav and name.txt."""
-    folder: Path = arguments.folder
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder")
-    lines, faults = [], Faults()
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO):
-        text = path.with_suffix(".txt")
-        if not text.is_file():
-            faults.add(f"{path}: no {text.name} beside it says what is said in it")
-            continue
-        inside = path.relative_to(folder)
-        line = {"audio_filepath": inside.as_posix(), "text": " ".join(text.read_text(encoding="utf-8").split())}
-        if len(inside.parts) > 1:
-            line["speaker"] = inside.parts[0]
-        lines.append(json.dumps(line, ensure_ascii=False))
+    faults = Faults()
+    lines = rows_of_folder(arguments.folder, faults)
     skipped = faults.settle(skip=arguments.skip_bad)
     if not lines:
-        raise ValueError(f"{folder}: no recording with a text in it (looked for {', '.join(AUDIO)})")
-    out = folder / "manifest.jsonl"
-    temporary = folder / ".manifest.jsonl.partial"
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    temporary.replace(out)
+        raise ValueError(f"{arguments.folder}: no recording with a text in it (looked for {', '.join(AUDIO)})")
+    out = arguments.folder / "manifest.jsonl"
+    write_lines(out, lines)
     tell_skipped(skipped)
     print(f"{out}: {len(lines)} recordings")

@@ -119,7 +119,7 @@ def train(
     settings = {**asdict(config), "utterances": fingerprint(utterances)}
     optimiser = AdamW(decay=config.decay)
     start = begin(run, trainee, optimiser, settings, resume)
-    infeasible, began = 0, time.perf_counter()
+    too_short, began = set(), time.perf_counter()
 
     def save(step: int) -> None:
         def fill(folder: Path) -> None:
@@ -145,10 +145,14 @@ def train(
             gradients, norm = clip_by_global_norm(gradients, config.clip)
             rate = config.learning_rate(step, steps)
             optimiser.update(trainee.parameters, gradients, rate)
-            left_out = int((~loss.feasible).sum())
-            infeasible += left_out
+            left_out = [u.place for u, feasible in zip(chosen, loss.feasible, strict=True) if not feasible]
+            too_short.update(left_out)
             log.write(
-                step=step + 1, loss=float(loss.mean), learning_rate=rate, gradient_norm=float(norm), infeasible=left_out
+                step=step + 1,
+                loss=float(loss.mean),
+                learning_rate=rate,
+                gradient_norm=float(norm),
+                infeasible=len(left_out),
             )
             bar.set_postfix(loss=f"{loss.mean:.3f}", refresh=False)
             bar.update(len(chosen))
@@ -165,11 +169,13 @@ def train(
                 )
     if start == steps and not steps_in(run):
         save(steps)
-    return {"steps": steps, "infeasible": infeasible, "seconds": time.perf_counter() - began}
+    return {"steps": steps, "infeasible": sorted(too_short), "seconds": time.perf_counter() - began}
 
 
 def begin(run: Path, trainee: Trainee, optimiser: AdamW, settings: dict[str, Any], resume: bool) -> int:
     """Return the step at which to go on, 0 for a new run, with trainee and optimiser as they were then."""
+    if run.is_file():
+        raise ValueError(f"{run}: a file; --out names the folder of a run")
     done = steps_in(run)
     if not done:
         return 0

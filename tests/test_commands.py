@@ -52,6 +52,20 @@ def test_one_seed_gives_the_same_bits(bench: Bench, tmp_path: Path) -> None:
     assert {name: leaf.tobytes() for name, leaf in one.items()} == {name: a.tobytes() for name, a in other.items()}
 
 
+def test_utterances_that_are_too_short_are_counted_and_named(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"audio_filepath": str(bench.folder / "ann_ab_0.wav"), "speaker": "ann"}
+    rows = [json.dumps({**row, "text": text}) for text in ("ab", "ab" * 50, "ba")]
+    (tmp_path / "m.jsonl").write_text("\n".join(rows))
+    arguments = ["--manifest", str(tmp_path / "m.jsonl"), "--task-by", "speaker", "--out", str(tmp_path / "out")]
+    assert main(["adapt", "--backbone", str(bench.backbone), *arguments, "--steps", "2"]) == 0
+    said = "1 of 3 utterances are too short for their texts, and were left out of the loss: "
+    assert said in capsys.readouterr().err
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [line["infeasible"] for line in lines] == [1, 1]
+
+
 def test_an_adapter_overfits_four_utterances_of_two_tasks(bench: Bench, tmp_path: Path) -> None:
     before = bits(bench.backbone)
     assert main(adapt(bench, tmp_path / "out", "--limit-per-task", "2", "--steps", "200")) == 0

@@ -122,7 +122,10 @@ def truncate(step: Path) -> None:
 
 BACKBONES: dict[str, tuple[Callable[[Path], None], str]] = {
     "other version": (edit_json(format=9), "format version 9, but this minihra reads 1"),
-    "not a backbone": (edit_json(kind="adapter"), "not the configuration of a backbone"),
+    "not a backbone": (
+        edit_json(kind="adapter"),
+        "of kind 'backbone' is needed, this one is of 'adapter'",
+    ),
     "damaged size": (edit_json(model={"labels": 5, "heads": 3, "width": 16}), "config.json: damaged ("),
     "missing tensor": (edit_tensors(lambda t: dict(list(t.items())[1:])), "1 tensors missing: p."),
     "extra tensor": (edit_tensors(lambda t: t | {"more": np.zeros(1)}), "1 tensors extra: more"),
@@ -219,3 +222,26 @@ def test_a_task_without_a_head(bench: Bench, capsys: pytest.CaptureFixture[str])
     assert main(command) == 2
     assert "the adapter has no head for ann; known: bob, eve; --unknown base" in capsys.readouterr().err
     assert main([*command, "--unknown", "base"]) == 0
+
+
+def test_files_and_folders_in_each_others_place(
+    bench: Bench, broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backbone = ["--backbone", str(bench.backbone)]
+    a_file = tmp_path / "file"
+    a_file.touch()
+    nowhere = tmp_path / "nowhere" / "file"
+    for command, message in (
+        (pretrain(bench.manifest, a_file), f"minihra: {a_file}: a file; --out names the folder of a run\n"),
+        (
+            ["eval", *backbone, "--manifest", str(bench.manifest), "--hypotheses", str(nowhere)],
+            f"minihra: --hypotheses {nowhere}: there is no folder {nowhere.parent}\n",
+        ),
+        (
+            ["transcribe", *backbone, str(tmp_path), str(broken / "nan.wav")],
+            f"minihra: {tmp_path}: a folder, not a recording\n"
+            f"{broken / 'nan.wav'}: the recording holds a NaN or an infinity\n",
+        ),
+    ):
+        assert main(command) == 2
+        assert capsys.readouterr().err == message

@@ -18,7 +18,7 @@ def read_audio(path: str | Path, sample_rate: int) -> Array:
         ValueError: it is no recording, is cut short, holds no sample, or holds a NaN or an infinity.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise FileNotFoundError(f"{path}: {'a folder, not a recording' if Path(path).is_dir() else 'no such file'}")
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
