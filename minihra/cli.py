@@ -106,7 +106,9 @@ def parser() -> argparse.ArgumentParser:
     params.add_argument(
         "--backbone-size", type=whole_number, default=2_000_000_000, metavar="N", help="its parameters (default 2e9)"
     )
-    params.add_argument("--tasks", type=int, nargs="+", default=[1, 10, 100, 1000], metavar="N")
+    params.add_argument(
+        "--tasks", type=int, nargs="+", default=[1, 10, 100, 1000], metavar="N", help="a row for each number"
+    )
     add_adapter(params)
 
     manifest = add("manifest", "write the manifest of a folder of name.wav and name.txt", "A subfolder is a speaker.")
