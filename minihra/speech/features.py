@@ -11,6 +11,9 @@ from minihra.arrays import Array
 from minihra.layers.log_mel import SCALES, hann_window, mel_filters
 from minihra.ops import log_mel_forward
 
+FLOORS = {"htk": 1e-3, "slaney": 1e-5}
+"""The least mel energy that counts, for samples of power 1."""
+
 
 @dataclass(frozen=True)
 class LogMel:
@@ -19,7 +22,7 @@ class LogMel:
     A mean for each bin would take the vowel out of a recording that is hardly longer than one. The samples are first
     brought to a power of 1, so that `floor`, the least mel energy that counts, means the same for loud and for quiet
     voices. Times are in seconds, frequencies in Hz; `high=None` is half the sample rate. Slaney's filters have area 1
-    instead of peak 1, so that mel energies are some hundred times smaller, and `floor` has to follow.
+    instead of peak 1, so that mel energies are some hundred times smaller, and so is the floor unless one is given.
 
     Raises:
         ValueError: a setting is impossible.
@@ -32,7 +35,7 @@ class LogMel:
     low: float = 20.0
     high: float | None = None
     silence: float = 0.0  # seconds of silence added at both ends
-    floor: float = 1e-3
+    floor: float | None = None  # FLOORS[scale]
     scale: str = "htk"  # or "slaney"
 
     def __post_init__(self) -> None:
@@ -54,7 +57,7 @@ class LogMel:
             raise ValueError(f"low must be at least 0 and below {top} Hz, got {self.low}")
         if not 0 <= self.silence < math.inf:
             raise ValueError(f"silence must be at least 0 and finite, got {self.silence}")
-        if not 0 < self.floor < math.inf:
+        if self.floor is not None and not 0 < self.floor < math.inf:
             raise ValueError(f"floor must be positive and finite, got {self.floor}")
         if self.scale not in SCALES:
             raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {self.scale!r}")
@@ -82,7 +85,8 @@ class LogMel:
         samples = samples / (np.sqrt(np.mean(samples * samples)) + 1e-8)
         samples = np.pad(samples, round(self.silence * self.sample_rate)).astype(np.float32)
         hop = round(self.hop * self.sample_rate)
-        features, _ = log_mel_forward(samples, window, filters, hop=hop, n_fft=n_fft, floor=self.floor)
+        floor = FLOORS[self.scale] if self.floor is None else self.floor
+        features, _ = log_mel_forward(samples, window, filters, hop=hop, n_fft=n_fft, floor=floor)
         return (features - features.mean()) / (features.std() + 1e-3)
 
 
