@@ -1,6 +1,7 @@
 """The command `minihra`: its arguments, and how it reports a mistake."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,12 +20,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     from minihra.train import Interrupted
 
     try:
-        return arguments.run(arguments) or 0
+        status = arguments.run(arguments) or 0
+        sys.stdout.flush()  # here and not at exit, where a reader that has left would be a traceback
+        return status
     except Interrupted as stop:
         print(f"minihra: {stop}", file=sys.stderr)
         return 130
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # as of `| head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         print(f"minihra: {error}", file=sys.stderr)
         return 2

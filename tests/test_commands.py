@@ -1,6 +1,9 @@
 """The commands, from recordings to error rates."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -168,3 +171,13 @@ def test_manifest_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["manifest", str(tmp_path)]) == 2
     assert "two.wav: no two.txt" in capsys.readouterr().err
     assert main(["manifest", str(tmp_path / "nowhere")]) == 2
+
+
+def test_a_reader_that_has_read_enough_is_no_mistake() -> None:
+    """As of `minihra params | head -1`; here the reader is gone before the first line."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "minihra", "params"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
