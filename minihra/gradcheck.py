@@ -24,6 +24,7 @@ from minihra.tree import Tree, from_leaves, leaves, map_leaves
 H_STEP = 1e-5
 TOLERANCE = 1e-8
 FLOOR = 1e-14
+TINY = np.finfo(np.float64).tiny
 
 
 class Row(NamedTuple):
@@ -89,8 +90,8 @@ def gradient_check(
         analytic = sum(_inner(move, dargs[name]) for name, move in moves.items())
         numeric = change(moves)
         norm = sum(_inner(dargs[name], dargs[name]) for name in moves) ** 0.5
-        allowed = tolerance * norm + floor
-        error = abs(analytic - numeric) / allowed if allowed else abs(numeric) and np.inf  # 0 by 0: all is zero
+        allowed = max(tolerance * norm + floor, TINY)  # where output and gradient are 0, nothing may differ
+        error = abs(analytic - numeric) / allowed
         return Row(argument, direction, analytic, numeric, error, bool(error <= 1))
 
     rows = []

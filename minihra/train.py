@@ -40,8 +40,8 @@ class TrainingConfig:
     epochs: int = 25
     steps: int | None = None
     least_steps: int = 1
-    batch: int = 32  # utterances, but of long ones only as many as have about
-    frames: int = 5000  # this many frames together: so long ones get as many steps for their time as short ones
+    batch: int = 32  # most utterances of a batch
+    frames: int = 5000  # about the most frames of a batch, padding included: long utterances come in smaller ones
     peak: float = 2e-3  # learning rate after the warm-up
     schedule: str = "cosine"  # down to 0, or "constant"
     warmup: float = 0.1  # share of the steps in which the learning rate rises
@@ -53,9 +53,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for setting in ("epochs", "steps", "least_steps", "batch", "frames", "seed"):
-            value, lowest = getattr(self, setting), setting != "seed"
+            value, lowest = getattr(self, setting), 0 if setting == "seed" else 1
             if value is not None and value < lowest:
-                raise ValueError(f"{setting} must be at least {lowest:d}, got {value}")
+                raise ValueError(f"{setting} must be at least {lowest}, got {value}")
         for setting, right in (("peak", self.peak > 0), ("clip", self.clip > 0), ("decay", self.decay >= 0)):
             if not right:
                 raise ValueError(f"{setting} must be positive, got {getattr(self, setting)}")

@@ -39,9 +39,9 @@ def run(case: Case, arguments: dict[str, Tree]) -> tuple[tuple, Any]:
 
 
 def laid_out(name: str, tree: Tree, layout: str) -> Tree:
-    """Activations are contiguous; what the layout changes is every other argument, unless it is read-only."""
-    activation = name in ("x", "h", "samples", "q", "k", "value", "s", "logits", "features")
-    return tree if activation and layout != "read-only" else map_leaves(LAYOUTS[layout], tree)
+    """Parameters in any layout; activations are contiguous by convention, and read-only at the most."""
+    takes_it = name in ("p", "heads") or layout == "read-only"
+    return map_leaves(LAYOUTS[layout], tree) if takes_it else tree
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -9,6 +9,8 @@ from scipy.signal import resample_poly
 
 from minihra.arrays import Array
 
+UNKNOWN_LENGTH = 0x7FFFF000  # bytes; what SoX writes to a pipe, and FFmpeg more
+
 
 def read_audio(path: str | Path, sample_rate: int) -> Array:
     """Return a recording, in any format that soundfile reads, as samples (n,), float32: mono, at `sample_rate` Hz.
@@ -37,13 +39,19 @@ def read_audio(path: str | Path, sample_rate: int) -> Array:
 
 
 def missing_bytes(path: Path) -> int:
-    """Return how many bytes of a WAV or AIFF file its header promises and the file lacks.
+    """Return how many bytes of sound a WAV or AIFF file promises and lacks.
 
-    libsndfile reads such a file to its end without a word; of other formats it tells. Programs that write to a pipe
-    cannot know the size, and leave 0 or the largest number in its place.
+    libsndfile reads such a file to its end without a word; of other formats it tells. Both are chunks, each a name and
+    a length in 4 bytes and then its content, padded to an even length. Programs that write to a pipe cannot know the
+    length of the sound, and leave 0 or almost 2^31 or 2^32 in its place.
     """
     with path.open("rb") as file:
-        kind, size = file.read(4), file.read(4)
-    order = {b"RIFF": "little", b"FORM": "big"}.get(kind)
-    promised = int.from_bytes(size, order) if order else 0
-    return 0 if promised in (0, 2**32 - 1) else max(0, promised + 8 - path.stat().st_size)
+        order = {b"RIFF": "little", b"FORM": "big"}.get(file.read(4))
+        end, start = path.stat().st_size, 12
+        while order and start + 8 <= end:
+            file.seek(start)
+            name, length = file.read(4), int.from_bytes(file.read(4), order)
+            if name in (b"data", b"SSND"):
+                return max(0, start + 8 + length - end) if length < UNKNOWN_LENGTH else 0
+            start += 8 + length + length % 2
+    return 0
