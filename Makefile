@@ -1,5 +1,5 @@
 # make test            creates .venv, installs minihra with the test extra, runs the tests
-# make test EXTRAS=test,parity   the same, beside PyTorch and jiwer (what CI runs)
+# make test EXTRAS=test,parity   the same, beside PyTorch, transformers, hama and jiwer (what CI runs)
 # make demo            installs minihra with matplotlib, and runs the whole job on built-in voices; writes demo/
 PYTHON ?= python3
 EXTRAS ?= test

@@ -9,7 +9,7 @@ with all 450. Prints a table in Markdown after each; a run that was broken off g
 import argparse
 from pathlib import Path
 
-from minihra.blocks.conformer import ConformerConfig
+from minihra.blocks.config import ConformerConfig
 from minihra.blocks.initial import initial_conformer
 from minihra.controls import CONDITIONS, adapt_with_controls
 from minihra.data.corpus import load_utterances

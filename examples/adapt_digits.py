@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from minihra.adapters.hra import HRA
 from minihra.arrays import Array
-from minihra.blocks.conformer import ConformerConfig
+from minihra.blocks.config import ConformerConfig
 from minihra.blocks.initial import initial_conformer
 from minihra.model import backward, ctc_loss, forward, pack_labels
 from minihra.optim import AdamW, clip_by_global_norm, warmup_cosine

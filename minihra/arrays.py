@@ -11,14 +11,21 @@ Array = np.ndarray
 
 
 def array_module(x: Array) -> ModuleType:
-    """Return the module whose functions accept `x`: numpy for a NumPy array or scalar, else the module of its type."""
+    """Return the module whose functions accept `x`: numpy for a NumPy array or scalar, else the module of its type.
+
+    An array may also name its module itself, as those of weightless.py do.
+    """
     if isinstance(x, (np.ndarray, np.generic)):
         return np
+    if (named := getattr(x, "array_module", None)) is not None:
+        return named
     return sys.modules[type(x).__module__.partition(".")[0]]
 
 
 def special_functions(xp: ModuleType) -> ModuleType:
     """Return the SciPy-like module of special functions (erf) for the array module `xp`."""
+    if (named := getattr(xp, "special", None)) is not None:
+        return named
     return import_module("scipy.special" if xp is np else f"{xp.__name__}x.scipy.special")
 
 

@@ -13,16 +13,22 @@ import numpy as np
 
 from minihra.adapters.parts import CELLS
 from minihra.arrays import Array
-from minihra.blocks.subsampling import SubsamplingCache
-from minihra.layers.attention import Reach, RelativePositionParams, relative_positions
-from minihra.layers.conv import Conv2dCache, Conv2dParams, DepthwiseConvParams
+from minihra.blocks.stages import StageCache
+from minihra.blocks.subsampling import SeparableConv2dCache, SubsamplingCache
+from minihra.layers.activations import ReluCache
+from minihra.layers.attention import Reach
+from minihra.layers.conv import Conv1dCache, Conv1dParams, DepthwiseConvParams
+from minihra.layers.conv2d import Conv2dCache, Conv2dParams, DepthwiseConv2dParams
 from minihra.layers.heads import FFNHeadCache, FFNHeadParams
 from minihra.layers.indrnn import IndRNNCache
 from minihra.layers.li_gru import LiGRUCache
-from minihra.layers.linear import LinearParams
+from minihra.layers.linear import LinearCache, LinearParams
 from minihra.layers.log_mel import hann_window, mel_filters
 from minihra.layers.no_recurrence import NoRecurrenceCache
-from minihra.layers.norms import BatchNormParams, BatchStatistics, LayerNormParams
+from minihra.layers.norms import BatchNormParams, BatchStatistics, InstanceNormParams, LayerNormParams
+from minihra.layers.relative_attention import RelativePositionParams, relative_positions
+from minihra.layers.rotary import rotary_table
+from minihra.layers.shaw_attention import ShawPositionParams
 from minihra.masks import halve, valid_from_lengths
 from minihra.ops import PAIRS, Pair
 from minihra.tree import Tree, children, from_leaves, leaves
@@ -75,7 +81,7 @@ def linear(I: int, O: int, k: int) -> LinearParams:
 def filled_cell(cell: str, C: int, H: int) -> Tree:
     """Return the parameters of a cell."""
     shapes = CELLS[cell].shapes(C, H)
-    return filled(type(shapes)(*(np.empty(shape.dims) for shape in shapes)))
+    return filled(type(shapes)(*(np.empty(shape.shape) for shape in shapes)))
 
 
 def filled_head(head: str, C: int, H: int, R: int, k: int) -> LinearParams | FFNHeadParams:
@@ -97,18 +103,26 @@ def distance_to_kink(cache: Tree) -> float:
             a = x @ p.W + p.b
         case FFNHeadCache(up, _, _):
             a = up.x @ up.p.W + up.p.b
-        case SubsamplingCache(conv1, _, conv2, _, _) if conv1.patches is not None:
-            a = np.concatenate([conv_outputs(conv1), conv_outputs(conv2)])
+        case SubsamplingCache(convs, _, out) if out.x is not None:
+            a = np.concatenate([map_outputs(conv) for conv in convs])
+        case StageCache(mapped, None, ReluCache()):
+            a = map_outputs(mapped)
         case _:
             return min((distance_to_kink(child) for _, child in children(cache)), default=np.inf)
     return float(np.abs(a).min())
 
 
-def conv_outputs(cache: Conv2dCache) -> Array:
-    """Return the outputs of a strided convolution on the real frames, flat."""
-    I, O = cache.p.W.shape[2:]
-    patches = cache.patches[halve(cache.valid)].reshape(-1, 9 * I)
-    return (patches @ cache.p.W.reshape(9 * I, O) + cache.p.b).ravel()
+def map_outputs(cache: Tree) -> Array:
+    """Return what a front end's map gave a relu, flat, without the exact zeros of frames that are not real."""
+    match cache:
+        case LinearCache(x, p) | SeparableConv2dCache(_, LinearCache(x, p)):
+            a = PAIRS["linear"].forward(x, p)[0]
+        case Conv1dCache(padded, valid, stride, pad, p):
+            a = PAIRS["conv1d"].forward(padded[:, pad : pad + valid.shape[1]], valid, p, stride=stride, pad=pad)[0]
+        case Conv2dCache(patches, _, valid, p):
+            I, O = p.W.shape[2:]
+            a = patches[halve(valid)].reshape(-1, 9 * I) @ p.W.reshape(9 * I, O) + p.b
+    return a[a != 0]
 
 
 def layer_cases() -> list[Case]:
@@ -153,6 +167,11 @@ def time_cases() -> list[Case]:
     x, valid = numbers(B, T, C), valid_from_lengths(LENGTHS, T)
     queries = {name: numbers(B, T, A, 2, k=k) for k, name in enumerate(("q", "k", "value"))}
     positions = relative_positions(T, C, np.dtype(np.float64))
+    table = rotary_table(T, 4, np.dtype(np.float64), base=100.0)
+    shaw = {**queries, "p": ShawPositionParams(numbers(K, 2, k=6))}
+    norm = filled(InstanceNormParams(np.empty(C), np.empty(C)), 1)
+    wide, channels = numbers(B, T, F, 2), DepthwiseConv2dParams(numbers(3, 3, 2, k=1), numbers(2, k=2))
+    conv1d = {"x": x, "p": Conv1dParams(numbers(3, C, 5, k=1), numbers(5, k=2))}
     relative = filled(RelativePositionParams(np.empty((C, 2 * A)), np.empty((A, 2)), np.empty((A, 2))), 6)
     logits = {"logits": 2 * numbers(B, T, V)}
     ctc = {"valid": valid, "labels": LABELS, "label_lengths": LABEL_LENGTHS}
@@ -164,9 +183,12 @@ def time_cases() -> list[Case]:
         timed = tuple(name for name in arguments if name != "p")
         return pair_case(pair, variant, arguments, constants={"valid": valid, **constants}, timed=timed)
 
-    def attention(variant: str, reach: Reach) -> Case:
+    def relative_attention(variant: str, reach: Reach) -> Case:
         arguments = {**queries, "p": relative}
         return masked("relative_attention", variant, arguments, positions=positions, reach=reach)
+
+    def depthwise(variant: str, K: int, b: Array | None, **more: Any) -> Case:
+        return masked("depthwise_conv", variant, {"x": x, "p": DepthwiseConvParams(numbers(K, C, k=1), b)}, **more)
 
     return [
         masked(
@@ -178,12 +200,24 @@ def time_cases() -> list[Case]:
         pair_case(
             "masked_softmax", "", {"s": 3 * numbers(B, A, T, T)}, constants={"mask": numbers(B, 1, T, T, k=1) > -0.5}
         ),
-        attention("", None),
-        attention("reach (2, 1)", (2, 1)),
-        attention("causal", (None, 0)),
-        masked("depthwise_conv", "", {"x": x, "p": DepthwiseConvParams(numbers(K, C, k=1), numbers(C, k=2))}),
-        masked("depthwise_conv", "even kernel", {"x": x, "p": DepthwiseConvParams(numbers(K - 1, C, k=1), None)}),
-        masked("conv2d", "", {"x": numbers(B, T, F, 2), "p": Conv2dParams(numbers(3, 3, 2, 5, k=1), numbers(5, k=2))}),
+        masked("instance_norm", "", {"x": x, "p": norm}),
+        masked("instance_norm", "without bias", {"x": x, "p": norm._replace(b=None)}),
+        masked("attention", "", queries),
+        masked("attention", "reach (2, 1)", queries, reach=(2, 1)),
+        relative_attention("", None),
+        relative_attention("reach (2, 1)", (2, 1)),
+        relative_attention("causal", (None, 0)),
+        masked("shaw_attention", "", shaw, left=3),
+        masked("shaw_attention", "causal", shaw, left=2, reach=(None, 0)),
+        pair_case("rotary", "", {"x": numbers(B, T, A, 4)}, constants={"table": table}, timed=("x",)),
+        depthwise("", K, numbers(C, k=2)),
+        depthwise("even kernel", K - 1, None),
+        depthwise("causal", K, numbers(C, k=2), causal=True),
+        masked("conv1d", "", conv1d, stride=2),
+        masked("conv1d", "padded", conv1d, stride=1, pad=2),
+        masked("conv1d", "without bias", {"x": x, "p": Conv1dParams(numbers(2, C, 5, k=1), None)}, stride=3, pad=1),
+        masked("conv2d", "", {"x": wide, "p": Conv2dParams(numbers(3, 3, 2, 5, k=1), numbers(5, k=2))}),
+        masked("depthwise_conv2d", "", {"x": wide, "p": channels}),
         pair_case("ctc", "", logits, constants=ctc, timed=("logits",)),
         pair_case("ctc", "last label blank", logits, constants=last_blank, timed=("logits",)),
         pair_case("ctc", "infeasible utterances", logits, constants=too_short, timed=("logits",)),

@@ -23,10 +23,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from minihra.arrays import Array
+from minihra.data.json_file import read_object
 from minihra.optim import AdamW, Moments
 from minihra.tree import Tree, from_leaves, leaves
 
-FORMAT = 1
+FORMAT = 2
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -84,18 +85,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path, kind: str) -> dict[str, Any]:
+def read_config(path: Path, kind: str) -> dict[str, Any]:
     """Return the configuration in a file.
 
     Raises:
         ValueError: it is missing, no JSON object, of another kind or of another format version.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(content, dict) or content.get("kind") != kind:
-        found = content.get("kind") if isinstance(content, dict) else None
+    content = read_object(path)
+    if content.get("kind") != kind:
+        found = content.get("kind")
         raise ValueError(f"{path}: a configuration of kind {kind!r} is needed, this one is of {found!r}")
     if content.get("format") != FORMAT:
         raise ValueError(f"{path}: format version {content.get('format')}, but this minihra reads {FORMAT}")
@@ -120,7 +118,7 @@ def write_tensors(path: Path, tree: Tree) -> None:
 
 
 def matched(path: Path, template: Tree) -> Tree:
-    """Return a tree like `template` with the tensors of a file.
+    """Return a tree like `template`, whose leaves may be shapes alone, with the float32 tensors of a file.
 
     Raises:
         ValueError: tensors are missing, extra, or of another shape or type.
@@ -128,16 +126,15 @@ def matched(path: Path, template: Tree) -> Tree:
     tensors = read_tensors(path)
     wanted = dict(leaves(template))
     missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
-    other = [name for name in wanted.keys() & tensors.keys() if not alike(wanted[name], tensors[name])]
+    other = [
+        name
+        for name in wanted.keys() & tensors.keys()
+        if wanted[name].shape != tensors[name].shape or tensors[name].dtype != np.float32
+    ]
     for what, names in (("missing", missing), ("extra", extra), ("of another shape or type", sorted(other))):
         if names:
             raise ValueError(f"{path}: {len(names)} tensors {what}: {', '.join(names[:5])}{' ...' * (len(names) > 5)}")
     return from_leaves(template, tensors)
-
-
-def alike(a: Array, b: Array) -> bool:
-    """Return whether two arrays have the same shape and type."""
-    return a.shape == b.shape and a.dtype == b.dtype
 
 
 def save_optimiser(optimiser: AdamW, folder: Path) -> None:

@@ -16,7 +16,7 @@ nearest kink  smallest |a| that a trained relu was given; the differences step b
 def run_check(arguments: argparse.Namespace) -> int:
     """Check every case and print a table of errors."""
     failures = []
-    print(f"{'pair':<34} {'error':>9} {'of allowed':>10} {'nearest kink':>13}")
+    print(f"{'pair':<54} {'error':>9} {'of allowed':>10} {'nearest kink':>13}")
     cases = all_cases()
     for case in cases:
         rows = gradient_check(
@@ -27,7 +27,7 @@ def run_check(arguments: argparse.Namespace) -> int:
         error = max(abs(row.analytic - row.numeric) for row in rows)
         ok = all(row.ok for row in rows)
         print(
-            f"{case.name:<34} {error:>9.1e} {max(row.error for row in rows):>10.4f} "
+            f"{case.name:<54} {error:>9.1e} {max(row.error for row in rows):>10.4f} "
             f"{'' if kink == float('inf') else format(kink, '13.1e')}{'' if ok else '  FAILS'}"
         )
         if not ok:

@@ -8,7 +8,21 @@ from pathlib import Path
 
 import minihra
 from minihra.adapters.parts import CELLS, HEADS
+from minihra.allocator import keep_freed_memory
 from minihra.config import SIZES
+
+BACKBONE = "what `minihra pretrain` wrote, the folder of an open checkpoint, or hama"
+NEED_LESS = "`minihra inspect` tells what a model takes; smaller batches and shorter recordings need less"
+
+
+MODULES = {
+    "check": "checks",
+    "demo": "demo",
+    "inspect": "inspection",
+    "pretrain": "training_commands",
+    "adapt": "training_commands",
+}
+"""Where a command is, if not in commands.py."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,7 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 = done, 1 = a check failed, 2 = a mistake of the user, which is told in one line, 130 = interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):  # a pipe on Windows has an encoding that cannot write phonemes
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors=stream.errors)
     arguments = parser().parse_args(argv)
+    keep_freed_memory()
     from minihra.train import Interrupted
 
     try:
@@ -31,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as of `| head`, which has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except MemoryError as error:
+        print(f"minihra: memory ran out{f' ({error})' if str(error) else ''}; {NEED_LESS}", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         print(f"minihra: {error}", file=sys.stderr)
         return 2
@@ -42,8 +63,7 @@ def command(name: str) -> Callable[[argparse.Namespace], int | None]:
     def run(arguments: argparse.Namespace) -> int | None:
         from importlib import import_module
 
-        module = import_module(f"minihra.{ {'check': 'checks', 'demo': 'demo'}.get(name, 'commands') }")
-        return getattr(module, f"run_{name}")(arguments)
+        return getattr(import_module(f"minihra.{MODULES.get(name, 'commands')}"), f"run_{name}")(arguments)
 
     return run
 
@@ -82,29 +102,46 @@ def parser() -> argparse.ArgumentParser:
     )
 
     adapt = add("adapt", "train one adapter with a head for each task, on a frozen backbone")
-    adapt.add_argument("--backbone", type=Path, required=True, metavar="DIR", help="what `minihra pretrain` wrote")
+    adapt.add_argument("--backbone", required=True, metavar="B", help=BACKBONE)
     add_rows(adapt)
-    add_training(adapt, "20, but at least 500 steps")
+    add_training(adapt, "20, at least 500 steps; for an open model 16, at least 100")
     adapt.add_argument("--task-by", metavar="KEY", help="the field of the manifest that names the task, as speaker")
     add_adapter(adapt)
     adapt.add_argument("--limit-per-task", type=int, metavar="N", help="only N random recordings of each task")
     adapt.add_argument("--adapter", type=Path, metavar="DIR", help="add to this adapter")
+    adapt.add_argument("--like", metavar="TASK", help="new heads start as that of this task of --adapter, not at zero")
     adapt.add_argument("--freeze-controller", action="store_true", help="train new heads alone; the old ones stay")
 
     evaluate = add("eval", "count the errors of a backbone, or of a backbone with an adapter")
-    evaluate.add_argument("--backbone", type=Path, required=True, metavar="DIR", help="what `minihra pretrain` wrote")
+    evaluate.add_argument("--backbone", required=True, metavar="B", help=BACKBONE)
     evaluate.add_argument("--adapter", type=Path, metavar="DIR", help="what `minihra adapt` wrote")
     add_rows(evaluate)
     evaluate.add_argument("--task-by", metavar="KEY", help="the field that names the task (default: the adapter's)")
     evaluate.add_argument("--unknown", choices=["error", "base"], default="error", help="what to do without a head")
+    add_beam(evaluate)
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
     evaluate.add_argument("--hypotheses", type=Path, metavar="FILE", help="write what was understood, JSONL")
 
     transcribe = add("transcribe", "write down recordings")
-    transcribe.add_argument("--backbone", type=Path, required=True, metavar="DIR", help="what `minihra pretrain` wrote")
+    transcribe.add_argument("--backbone", required=True, metavar="B", help=BACKBONE)
     transcribe.add_argument("--adapter", type=Path, metavar="DIR", help="what `minihra adapt` wrote")
     transcribe.add_argument("--task", metavar="NAME", help="whose head to use; base = the frozen backbone")
+    add_beam(transcribe)
     transcribe.add_argument("audio", type=Path, nargs="+", metavar="AUDIO")
+
+    inspect = add(
+        "inspect",
+        "tell what a backbone is, what of it can be used, and how much memory it takes",
+        "Of an open checkpoint only the headers of the tensors are read, so that the largest takes a second. What is "
+        "missing from a folder is told, and does not stop it. The memory is that of recognising recordings and of a "
+        "step of adaptation, beside the program's own 150 MB; `minihra adapt` takes about 50 s of sound in a step, as "
+        "--batch 5 of 10 s.",
+    )
+    inspect.add_argument("backbone", metavar="BACKBONE", help=BACKBONE)
+    inspect.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each recording (default 10)")
+    inspect.add_argument("--batch", type=int, default=1, metavar="B", help="recordings together (default 1)")
+    add_adapter(inspect)
+    inspect.add_argument("--json", action="store_true", help="print one JSON object; memory in bytes")
 
     params = add("params", "count the parameters of adapters of any size", "Nothing is allocated.")
     params.add_argument("--width", type=int, default=1536, help="C of the backbone (default 1536, that of USM)")
@@ -153,6 +190,11 @@ def add_rows(one: argparse.ArgumentParser) -> None:
         help="short for --where split=NAME",
     )
     one.add_argument("--skip-bad", action="store_true", help="go on without rows that are wrong, and say how many")
+
+
+def add_beam(one: argparse.ArgumentParser) -> None:
+    """Add the argument of the decoder."""
+    one.add_argument("--beam", type=int, metavar="N", help="prefix beam search of this width (default: greedy)")
 
 
 def add_training(one: argparse.ArgumentParser, epochs: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from minihra.blocks.conformer import ConformerConfig
+from minihra.blocks.config import ConformerConfig, as_tuples
 from minihra.speech.augment import SpecAugment
 from minihra.speech.features import LogMel
 from minihra.train import TrainingConfig
@@ -19,7 +19,12 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 """What each size changes of ConformerConfig's defaults."""
 
-GIVEN = {"model": ("labels", "mels"), "features": ("sample_rate",), "training": ("augment",), "augment": ()}
+GIVEN = {
+    "model": ("labels", "mels", "front_end"),
+    "features": ("sample_rate",),
+    "training": ("augment", "together"),
+    "augment": (),
+}
 """What no file may set: it follows from the data, or has a section of its own."""
 
 SECTIONS = {"model": ConformerConfig, "features": LogMel, "training": TrainingConfig, "augment": SpecAugment}
@@ -73,6 +78,6 @@ def build(section: str, **values: Any) -> Any:
         ValueError: a value is impossible or of the wrong type.
     """
     try:
-        return SECTIONS[section](**values)
+        return SECTIONS[section](**{name: as_tuples(value) for name, value in values.items()})
     except (TypeError, ValueError) as error:
         raise ValueError(f"[{section}]: {error}") from None

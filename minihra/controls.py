@@ -13,7 +13,7 @@ from typing import NamedTuple
 from minihra.adapters.hra import HRA
 from minihra.data.corpus import Utterance
 from minihra.evaluate import score_by_task, transcribe
-from minihra.recogniser import Adapter, Recogniser
+from minihra.recogniser import Adapter, Recogniser, backbone_hash
 from minihra.speech.error_rate import ErrorCount
 from minihra.train import TrainingConfig, train
 from minihra.trainees import Adaptation
@@ -23,14 +23,14 @@ CONDITIONS = ("frozen", "own", "shared", "other")
 
 
 class Controls(NamedTuple):
-    """The word errors of each speaker under each condition, and the seconds that the adaptation took."""
+    """The errors of each speaker, in words or phonemes, under each condition, and the seconds of the adaptation."""
 
-    words: dict[str, dict[str, ErrorCount]]  # by condition, then speaker
+    errors: dict[str, dict[str, ErrorCount]]  # by condition, then speaker
     seconds: float
 
     def mean(self, condition: str) -> float:
-        """Return the mean over the speakers of their word error rates."""
-        rates = [errors.rate for errors in self.words[condition].values()]
+        """Return the mean over the speakers of their error rates."""
+        rates = [errors.rate for errors in self.errors[condition].values()]
         return sum(rates) / len(rates)
 
 
@@ -39,12 +39,7 @@ def new_adapter(recogniser: Recogniser, tasks: Sequence[str], state_size: int, s
     hra = HRA(recogniser.model.config.width, state_size, seed=seed)
     for task in tasks:
         hra.add_task(task)
-    return Adapter(hra, "speaker")
-
-
-def word_errors_by_speaker(utterances: Sequence[Utterance], hypotheses: Sequence[str]) -> dict[str, ErrorCount]:
-    """Return the word errors of each speaker."""
-    return {speaker: part.words for speaker, part in score_by_task(utterances, hypotheses).items()}
+    return Adapter(hra, "speaker", backbone_hash(recogniser.model))
 
 
 def adapt_with_controls(
@@ -70,7 +65,8 @@ def adapt_with_controls(
     features, names = [utterance.features for utterance in test], [utterance.task for utterance in test]
     following = dict(zip(speakers, [*speakers[1:], speakers[0]], strict=True))
 
-    own = Adaptation(recogniser, new_adapter(recogniser, speakers, state_size, config.seed))
+    adapter = new_adapter(recogniser, speakers, state_size, config.seed)
+    own = Adaptation(recogniser, adapter, new_tasks=tuple(speakers))
     done = train(own, adaptation, config, run / "own", resume=resume, title="adapting, own heads")
     shared = Adaptation(recogniser, new_adapter(recogniser, [SHARED], state_size, config.seed))
     together = [utterance._replace(task=SHARED) for utterance in adaptation]
@@ -83,16 +79,19 @@ def adapt_with_controls(
         "shared": transcribe(recogniser, features, shared_hra, [SHARED] * len(names)),
         "other": transcribe(recogniser, features, own_hra, [following[name] for name in names]),
     }
-    return Controls(
-        {condition: word_errors_by_speaker(test, hypotheses[condition]) for condition in CONDITIONS}, done["seconds"]
-    )
+
+    def errors_by_speaker(condition: str) -> dict[str, ErrorCount]:
+        scores = score_by_task(test, hypotheses[condition], recogniser.tokenizer)
+        return {speaker: part.units for speaker, part in scores.items()}
+
+    return Controls({condition: errors_by_speaker(condition) for condition in CONDITIONS}, done["seconds"])
 
 
 def as_table(controls: Controls) -> str:
-    """Return the word error rates as a table for people."""
+    """Return the error rates as a table for people."""
     lines = [f"{'speaker':<14}" + "".join(f"{condition:>9}" for condition in CONDITIONS)]
-    for speaker in controls.words["frozen"]:
-        rates = (controls.words[condition][speaker].rate for condition in CONDITIONS)
+    for speaker in controls.errors["frozen"]:
+        rates = (controls.errors[condition][speaker].rate for condition in CONDITIONS)
         lines.append(f"{speaker:<14}" + "".join(f"{rate:>9.3f}" for rate in rates))
     lines.append(f"{'mean':<14}" + "".join(f"{controls.mean(condition):>9.3f}" for condition in CONDITIONS))
     if controls.mean("own") >= controls.mean("shared"):

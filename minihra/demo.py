@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Iterable
 
-from minihra.blocks.conformer import ConformerConfig
+from minihra.blocks.config import ConformerConfig
 from minihra.blocks.initial import initial_conformer
 from minihra.controls import CONDITIONS, Controls, adapt_with_controls, as_table, new_adapter
 from minihra.data.corpus import Utterance
@@ -29,7 +29,7 @@ def utterances_of(kind: str, voices: int, takes: Iterable[int], recogniser: Reco
     """Return every word of every voice of a kind, in each of `takes`."""
     return [
         Utterance(
-            recogniser.log_mel(samples), tuple(recogniser.alphabet.encode(word)), word, name, f"{name} says {word}"
+            recogniser.features(samples), tuple(recogniser.tokenizer.encode(word)), word, name, f"{name} says {word}"
         )
         for samples, word, name in corpus((voice(n, kind, seed) for n in range(voices)), WORDS, takes)
     ]
@@ -48,7 +48,8 @@ def run_demo(arguments: argparse.Namespace) -> None:
     first = train(trainee, seen, config, out / "backbone", resume=arguments.resume, title="pre-training")
     recogniser = trainee.recogniser
     known = utterances_of(SEEN, SEEN_VOICES, TEST_TAKES, recogniser, seed)
-    known_rate = score([u.text for u in known], transcribe(recogniser, [u.features for u in known])).words.rate
+    heard = transcribe(recogniser, [u.features for u in known])
+    known_rate = score([u.text for u in known], heard, recogniser.tokenizer).units.rate
     controls = adapt_with_controls(
         recogniser,
         utterances_of(UNSEEN, UNSEEN_VOICES, ADAPTATION_TAKES, recogniser, seed),
@@ -57,7 +58,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
         out / "adapters",
         resume=arguments.resume,
     )
-    size = new_adapter(recogniser, list(controls.words["own"]), 32, seed).hra.count_parameters(
+    size = new_adapter(recogniser, list(controls.errors["own"]), 32, seed).hra.count_parameters(
         count(recogniser.model.p)
     )
     table = (
@@ -81,7 +82,7 @@ def as_json(controls: Controls, known_rate: float, seed: int) -> dict:
     """Return the word error rates for a program to read."""
     means = {condition: controls.mean(condition) for condition in CONDITIONS}
     voices = {
-        name: {condition: controls.words[condition][name].rate for condition in CONDITIONS}
-        for name in controls.words["frozen"]
+        name: {condition: controls.errors[condition][name].rate for condition in CONDITIONS}
+        for name in controls.errors["frozen"]
     }
     return {"seed": seed, "seen": known_rate, "unseen": means, "voices": voices}

@@ -1,66 +1,142 @@
-"""What a recogniser writes down, and how many words and characters of it are wrong."""
+"""What a recogniser writes down, and how many words, characters or phonemes of it are wrong."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from minihra.adapters.controller import BASE
 from minihra.adapters.hra import HRA
 from minihra.arrays import Array
 from minihra.data.corpus import Utterance
-from minihra.model import forward
+from minihra.model import infer
 from minihra.recogniser import Recogniser
+from minihra.speech.beam import beam_decode
+from minihra.speech.chunks import Chunk, chunks_of, stitch
 from minihra.speech.decoding import greedy_decode
-from minihra.speech.error_rate import ErrorCount, character_errors, sum_errors, word_errors
+from minihra.speech.error_rate import ErrorCount, character_errors, sum_errors, unit_errors
 from minihra.speech.features import pad
+from minihra.speech.tokenizers import Tokenizer
 
 BATCH = 32
+"""Most pieces that are recognised together."""
+
+TOGETHER = 120.0
+"""Seconds of sound, padding included, that are recognised together."""
+
+PIECE, OVERLAP = 30.0, 4.0
+"""Seconds of the pieces in which a long recording is recognised, and of what two neighbours share."""
 
 
 class Score(NamedTuple):
     """The errors of a set of utterances."""
 
-    words: ErrorCount
-    characters: ErrorCount
+    units: ErrorCount  # words, or phonemes of a model that writes phonemes
+    characters: ErrorCount  # of a model that writes words, or none
     utterances: int
 
 
-def transcribe(
+def pieces_of(frames: int, recogniser: Recogniser) -> list[Chunk]:
+    """Return the pieces in which a recording of so many feature frames is recognised."""
+    stride = recogniser.model.config.front_end.stride
+    per_second = 1 / (recogniser.features.hop * stride)
+    size, overlap = (max(1, round(seconds * per_second)) * stride for seconds in (PIECE, OVERLAP))
+    return chunks_of(frames, size, overlap, stride)
+
+
+def batches_of(lengths: Sequence[int], most: int) -> Iterator[Array]:
+    """Yield batches of indices, in the order of their lengths: of at most BATCH and, padded, about `most` frames."""
+    order, start = np.argsort(lengths, kind="stable"), 0
+    for end in range(1, len(order) + 1):
+        full = end - start == BATCH or (end < len(order) and (end + 1 - start) * lengths[order[end]] > most)
+        if full or end == len(order):
+            yield order[start:end]
+            start = end
+
+
+def outputs_of(
     recogniser: Recogniser, features: Sequence[Array], hra: HRA | None = None, tasks: Sequence[str] | None = None
-) -> list[str]:
-    """Return the text of each of `features` (T, F), with the head of its task where an adapter is given.
+) -> Iterator[tuple[int, Array]]:
+    """Yield (i, logits (T', V)) of each of `features` (T, F), with the head of its task where an adapter is given.
+
+    Long recordings are recognised in pieces that overlap. Recordings come when their last piece is done, in no order.
 
     Raises:
         ValueError: an unknown task; the message lists the known ones.
     """
-    tasks, texts = tasks or [BASE] * len(features), [""] * len(features)
-    order = np.argsort([len(one) for one in features], kind="stable")  # little padding
-    for start in range(0, len(order), BATCH):
-        rows = order[start : start + BATCH]
-        edit = None if hra is None else hra.edit([tasks[i] for i in rows])
-        logits, cache = forward(recogniser.model, *pad([features[i] for i in rows]), edit)
-        for i, labels in zip(rows, greedy_decode(logits, cache.context.valid), strict=True):
-            texts[i] = recogniser.alphabet.decode(labels)
+    tasks = tasks or [BASE] * len(features)
+    pieces = [pieces_of(len(one), recogniser) for one in features]
+    parts = [(i, n, chunk) for i, chunks in enumerate(pieces) for n, chunk in enumerate(chunks)]
+    lengths = [chunk.stop - chunk.start for _, _, chunk in parts]
+    outputs: dict[int, dict[int, Array]] = {}
+    most, stride = round(TOGETHER / recogniser.features.hop), recogniser.model.config.front_end.stride
+    with tqdm(desc="recognising", total=len(parts), unit="piece", disable=None, leave=False) as bar:
+        for batch in batches_of(lengths, most):
+            rows = [parts[place] for place in batch]
+            edit = None if hra is None else hra.edit([tasks[i] for i, _, _ in rows])
+            sound = [features[i][chunk.start : chunk.stop] for i, _, chunk in rows]
+            logits, valid = infer(recogniser.model, *pad(sound), edit)
+            for (i, n, _), row, real in zip(rows, logits, valid, strict=True):
+                done = outputs.setdefault(i, {})
+                done[n] = row[real]
+                if len(done) == len(pieces[i]):
+                    yield i, stitch([done[n] for n in range(len(done))], pieces[i], stride)
+                    del outputs[i]
+            bar.update(len(rows))
+
+
+def logits_of(
+    recogniser: Recogniser, features: Sequence[Array], hra: HRA | None = None, tasks: Sequence[str] | None = None
+) -> list[Array]:
+    """Return the logits (T', V) of each of `features`: those of `outputs_of`, in order."""
+    outputs = dict(outputs_of(recogniser, features, hra, tasks))
+    return [outputs[i] for i in range(len(features))]
+
+
+def transcribe(
+    recogniser: Recogniser,
+    features: Sequence[Array],
+    hra: HRA | None = None,
+    tasks: Sequence[str] | None = None,
+    *,
+    beam: int | None = None,
+) -> list[str]:
+    """Return the text of each of `features` (T, F), with the head of its task where an adapter is given.
+
+    Decoding is greedy, or by a prefix beam search of the width `beam`.
+
+    Raises:
+        ValueError: an unknown task; the message lists the known ones. A beam below 1, or logits that are not finite.
+    """
+    texts, blank = [""] * len(features), recogniser.tokenizer.blank
+    for i, logits in outputs_of(recogniser, features, hra, tasks):
+        batch, valid = logits[None], np.ones((1, len(logits)), bool)
+        if beam is None:
+            (labels,) = greedy_decode(batch, valid, blank=blank)
+        else:
+            (labels,) = beam_decode(batch, valid, width=beam, blank=blank)
+        texts[i] = recogniser.tokenizer.decode(labels)
     return texts
 
 
-def score(references: Sequence[str], hypotheses: Sequence[str]) -> Score:
+def score(references: Sequence[str], hypotheses: Sequence[str], tokenizer: Tokenizer) -> Score:
     """Return the errors of all texts together."""
     pairs = list(zip(references, hypotheses, strict=True))
+    characters = (character_errors(*pair) for pair in pairs) if tokenizer.unit == "word" else ()
     return Score(
-        sum_errors(word_errors(*pair) for pair in pairs),
-        sum_errors(character_errors(*pair) for pair in pairs),
+        sum_errors(unit_errors(tokenizer.units(r), tokenizer.units(h)) for r, h in pairs),
+        sum_errors(characters),
         len(pairs),
     )
 
 
-def score_by_task(utterances: Sequence[Utterance], hypotheses: Sequence[str]) -> dict[str, Score]:
+def score_by_task(utterances: Sequence[Utterance], hypotheses: Sequence[str], tokenizer: Tokenizer) -> dict[str, Score]:
     """Return the errors of each task, in the order of the tasks' names."""
     groups: dict[str, list[int]] = {}
     for i, utterance in enumerate(utterances):
         groups.setdefault(utterance.task, []).append(i)
     return {
-        task: score([utterances[i].text for i in rows], [hypotheses[i] for i in rows])
+        task: score([utterances[i].text for i in rows], [hypotheses[i] for i in rows], tokenizer)
         for task, rows in sorted(groups.items())
     }

@@ -27,3 +27,13 @@ def hide(x: Array, valid: Array) -> Array:
 def halve(valid: Array) -> Array:
     """Return the mask (B, ceil(T/2)) after a stride of 2: n frames become ceil(n/2)."""
     return valid[:, ::2]
+
+
+def strided(valid: Array, kernel: int, stride: int, pad: int) -> Array:
+    """Return the mask (B, T2) after a strided convolution: an utterance of n frames, `pad` zeros on both sides of it,
+    keeps the outputs whose `kernel` inputs lie inside, (n + 2 pad - kernel)//stride + 1. One without frames keeps none.
+    """
+    xp, frames = array_module(valid), valid.sum(1)[:, None]
+    outputs = max(0, (valid.shape[1] + 2 * pad - kernel) // stride + 1)
+    last = xp.arange(outputs) * stride + (kernel - 2 * pad)  # how many frames each output reaches into, counted from 1
+    return (frames > 0) & (last[None, :] <= frames)

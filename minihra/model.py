@@ -45,6 +45,15 @@ def forward(
     return y, ModelCache(backbone, context, embed, tuple(layers), readout)
 
 
+def infer(backbone: Backbone, inputs: Array, lengths: Array, edit: Edit | None = None) -> tuple[Array, Array]:
+    """Return the outputs y (B, T', V) and their mask (B, T'), as `forward` but keeping nothing for a backward."""
+    x, context, _ = backbone.embed(inputs, lengths)
+    carry = None
+    for l in range(backbone.depth):
+        x, carry, _ = backbone.layer_forward(l, x, context, edit, carry, keep=False)
+    return backbone.readout_forward(x, context)[0], context.valid
+
+
 def backward(dy: Array, cache: ModelCache) -> Gradients:
     """Return the gradients of everything that trains for dy (B, T, V)."""
     backbone, _, embed, caches, readout = cache

@@ -20,8 +20,9 @@ from minihra.layers.activations import (
     swish_forward,
 )
 from minihra.layers.adamw import adamw_update
-from minihra.layers.attention import relative_attention_backward, relative_attention_forward
-from minihra.layers.conv import conv2d_backward, conv2d_forward, depthwise_conv_backward, depthwise_conv_forward
+from minihra.layers.attention import attention_backward, attention_forward
+from minihra.layers.conv import conv1d_backward, conv1d_forward, depthwise_conv_backward, depthwise_conv_forward
+from minihra.layers.conv2d import conv2d_backward, conv2d_forward, depthwise_conv2d_backward, depthwise_conv2d_forward
 from minihra.layers.ctc import ctc_backward, ctc_forward
 from minihra.layers.dropout import dropout_backward, dropout_forward
 from minihra.layers.gru import gru_backward, gru_forward
@@ -39,12 +40,17 @@ from minihra.layers.no_recurrence import no_recurrence_backward, no_recurrence_f
 from minihra.layers.norms import (
     batch_norm_backward,
     batch_norm_forward,
+    instance_norm_backward,
+    instance_norm_forward,
     layer_norm_backward,
     layer_norm_forward,
     running_norm_backward,
     running_norm_forward,
 )
+from minihra.layers.relative_attention import relative_attention_backward, relative_attention_forward
 from minihra.layers.rnn import rnn_backward, rnn_forward
+from minihra.layers.rotary import rotary_backward, rotary_forward
+from minihra.layers.shaw_attention import shaw_attention_backward, shaw_attention_forward
 from minihra.layers.softmax import masked_softmax_backward, masked_softmax_forward
 
 __all__ = ["PAIRS", "Pair", "adamw_update"]
@@ -67,10 +73,16 @@ PAIRS = {
     "layer_norm": Pair(layer_norm_forward, layer_norm_backward),
     "batch_norm": Pair(batch_norm_forward, batch_norm_backward),
     "running_norm": Pair(running_norm_forward, running_norm_backward),
+    "instance_norm": Pair(instance_norm_forward, instance_norm_backward),
     "masked_softmax": Pair(masked_softmax_forward, masked_softmax_backward),
+    "attention": Pair(attention_forward, attention_backward),
     "relative_attention": Pair(relative_attention_forward, relative_attention_backward),
+    "shaw_attention": Pair(shaw_attention_forward, shaw_attention_backward),
+    "rotary": Pair(rotary_forward, rotary_backward),
     "depthwise_conv": Pair(depthwise_conv_forward, depthwise_conv_backward),
+    "conv1d": Pair(conv1d_forward, conv1d_backward),
     "conv2d": Pair(conv2d_forward, conv2d_backward),
+    "depthwise_conv2d": Pair(depthwise_conv2d_forward, depthwise_conv2d_backward),
     "dropout": Pair(dropout_forward, dropout_backward),
     "gru": Pair(gru_forward, gru_backward),
     "indrnn": Pair(indrnn_forward, indrnn_backward),

@@ -13,27 +13,34 @@ import numpy as np
 
 from minihra.adapters.files import load_adapter, save_adapter
 from minihra.adapters.hra import HRA
-from minihra.blocks.conformer import Conformer, ConformerConfig
-from minihra.blocks.initial import initial_conformer
-from minihra.checkpoint import FORMAT, find, matched, read_json, write_json, write_tensors
+from minihra.blocks.config import config_from_json
+from minihra.blocks.conformer import Conformer
+from minihra.blocks.parameters import conformer_shapes
+from minihra.checkpoint import FORMAT, find, matched, read_config, write_json, write_tensors
 from minihra.speech.alphabet import Alphabet
-from minihra.speech.features import LogMel
+from minihra.speech.features import Features, LogMel
+from minihra.speech.tokenizers import Tokenizer
 from minihra.tree import Tree, leaves
+
+OWN = "minihra"
+"""The family of the backbones that `minihra pretrain` writes."""
 
 
 class Recogniser(NamedTuple):
     """A backbone with what it takes to turn a recording into text."""
 
     model: Conformer
-    log_mel: LogMel
-    alphabet: Alphabet
+    features: Features
+    tokenizer: Tokenizer
+    family: str = OWN
 
 
 class Adapter(NamedTuple):
-    """An HRA and the key of the manifest that names its tasks."""
+    """An HRA, the key of the manifest that names its tasks, and the hash of the backbone that it belongs to."""
 
     hra: HRA
     task_by: str
+    backbone_sha256: str
 
 
 def tensors_of(model: Conformer) -> Tree:
@@ -51,66 +58,67 @@ def backbone_hash(model: Conformer) -> str:
 
 
 def save_backbone(recogniser: Recogniser, folder: Path) -> None:
-    """Write config.json and model.safetensors into a folder."""
+    """Write config.json and model.safetensors of one of our own backbones into a folder."""
     config = {
         "format": FORMAT,
         "kind": "backbone",
         "model": asdict(recogniser.model.config),
-        "features": asdict(recogniser.log_mel),
-        "alphabet": recogniser.alphabet.characters,
+        "features": asdict(recogniser.features),
+        "alphabet": recogniser.tokenizer.characters,
     }
     write_json(folder / "config.json", config)
     write_tensors(folder / "model.safetensors", tensors_of(recogniser.model))
 
 
-def load_backbone(folder: str | Path) -> Recogniser:
-    """Return the frozen backbone of a folder.
+def load_own(folder: str | Path) -> Recogniser:
+    """Return the frozen backbone of a folder that `save_backbone` wrote.
 
     Raises:
         ValueError: the folder holds none, is of another format version, or has missing or extra tensors.
     """
     folder = find(folder, "backbone")
     path = folder / "config.json"
-    content = read_json(path, "backbone")
+    content = read_config(path, "backbone")
     try:
-        model = dict(content["model"])
-        reach = model.get("reach")
-        config = ConformerConfig(**{**model, "reach": None if reach is None else tuple(reach)})
-        log_mel, alphabet = LogMel(**content["features"]), Alphabet(content["alphabet"])
-        empty = initial_conformer(config, seed=0)
+        config = config_from_json(content["model"])
+        features, alphabet = LogMel(**content["features"]), Alphabet(content["alphabet"])
+        p, statistics = conformer_shapes(config)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: damaged ({error})") from None
-    if len(alphabet) != config.labels or log_mel.mels != config.mels:
+    if len(alphabet) != config.labels or features.mels != config.mels:
         raise ValueError(f"{path}: damaged (the model has {config.labels} labels and {config.mels} mel bins)")
-    tree = matched(folder / "model.safetensors", tensors_of(empty))
-    return Recogniser(Conformer(config, tree["p"], tree["statistics"]), log_mel, alphabet)
+    tree = matched(folder / "model.safetensors", {"p": p, "statistics": statistics})
+    return Recogniser(Conformer(config, tree["p"], tree["statistics"]), features, alphabet)
 
 
-def save_hra(adapter: Adapter, backbone: Conformer, folder: Path) -> None:
+def save_hra(adapter: Adapter, folder: Path) -> None:
     """Write config.json and adapter.safetensors into a folder."""
     config = {
         "format": FORMAT,
         "kind": "adapter",
         "task_by": adapter.task_by,
         "tasks": list(adapter.hra.task_names),
-        "backbone_sha256": backbone_hash(backbone),
+        "backbone_sha256": adapter.backbone_sha256,
     }
     write_json(folder / "config.json", config)
-    save_adapter(adapter.hra, folder / "adapter.safetensors")
+    save_adapter(adapter.hra, folder / "adapter.safetensors", backbone_sha256=adapter.backbone_sha256)
 
 
-def load_hra(folder: str | Path, backbone: Conformer) -> Adapter:
-    """Return the adapter of a folder, which must have been trained on `backbone`.
+def load_hra(folder: str | Path, backbone_sha256: str) -> Adapter:
+    """Return the adapter of a folder, which must have been trained on the backbone of this hash.
 
     Raises:
         ValueError: the folder holds none, is of another format version, damaged, or for another backbone.
     """
     folder = find(folder, "adapter")
-    content = read_json(folder / "config.json", "adapter")
-    ours, theirs = backbone_hash(backbone), content.get("backbone_sha256")
-    if ours != theirs:
-        raise ValueError(f"{folder}: this adapter is for the backbone {theirs}, but the backbone given is {ours}")
+    content = read_config(folder / "config.json", "adapter")
+    theirs = content.get("backbone_sha256")
+    if theirs != backbone_sha256:
+        raise ValueError(
+            f"{folder}: this adapter is for the backbone {theirs}, but the backbone given is {backbone_sha256}"
+        )
     try:
-        return Adapter(load_adapter(folder / "adapter.safetensors"), str(content["task_by"]))
+        hra = load_adapter(folder / "adapter.safetensors", backbone_sha256=backbone_sha256)
+        return Adapter(hra, str(content["task_by"]), backbone_sha256)
     except (FileNotFoundError, KeyError) as error:
         raise ValueError(f"{folder}: damaged ({error})") from None

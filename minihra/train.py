@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from minihra.checkpoint import load_optimiser, read_json, save_optimiser, steps_in, write_checkpoint, write_json
+from minihra.checkpoint import (
+    FORMAT,
+    load_optimiser,
+    read_config,
+    save_optimiser,
+    steps_in,
+    write_checkpoint,
+    write_json,
+)
 from minihra.data.corpus import Batches, Utterance
 from minihra.evaluate import score
 from minihra.optim import AdamW, clip_by_global_norm, constant, warmup_cosine
@@ -27,6 +35,9 @@ from minihra.trainees import Trainee, make_batch
 SCHEDULES = ("cosine", "constant")
 ADAPTATION = {"epochs": 20, "least_steps": 500, "peak": 3e-3, "decay": 0.0, "dropout": 0.0}
 """What an adaptation changes of TrainingConfig's defaults; 500 steps, so that few recordings are seen often enough."""
+
+OPEN_ADAPTATION = {**ADAPTATION, "epochs": 16, "least_steps": 100, "together": 0.75, "speeds": (0.9, 1.0, 1.1)}
+"""The same of an open model, which knows speech already, so that heads must not learn their recordings by heart."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,7 @@ class TrainingConfig:
     steps: int | None = None
     least_steps: int = 1
     batch: int = 32  # most utterances of a batch
-    frames: int = 5000  # about the most frames of a batch, padding included: long utterances come in smaller ones
+    seconds: float = 50.0  # about the most sound of a batch, padding included: long utterances come in smaller ones
     peak: float = 2e-3  # learning rate after the warm-up
     schedule: str = "cosine"  # down to 0, or "constant"
     warmup: float = 0.1  # share of the steps in which the learning rate rises
@@ -49,26 +60,44 @@ class TrainingConfig:
     decay: float = 0.01  # weight decay
     dropout: float = 0.1  # of the backbone's branches; none while it is frozen
     augment: SpecAugment | None = None
+    speeds: tuple[float, ...] = (1.0,)  # at each of which every recording is heard
+    together: float = 0.0  # share of the steps, at first, in which all new heads of an adapter learn as one
     seed: int = 1
 
     def __post_init__(self) -> None:
-        for setting in ("epochs", "steps", "least_steps", "batch", "frames", "seed"):
+        for setting in ("epochs", "steps", "least_steps", "batch", "seed"):
             value, lowest = getattr(self, setting), 0 if setting == "seed" else 1
             if value is not None and value < lowest:
                 raise ValueError(f"{setting} must be at least {lowest}, got {value}")
-        for setting, right in (("peak", self.peak > 0), ("clip", self.clip > 0), ("decay", self.decay >= 0)):
-            if not right:
+        for setting in ("peak", "clip", "seconds"):
+            if not getattr(self, setting) > 0:
                 raise ValueError(f"{setting} must be positive, got {getattr(self, setting)}")
-        for setting in ("warmup", "dropout"):
+        if not self.decay >= 0:
+            raise ValueError(f"decay must be at least 0, got {self.decay}")
+        for setting in ("warmup", "dropout", "together"):
             if not 0 <= getattr(self, setting) < 1:
                 raise ValueError(f"{setting} must be from 0 to below 1, got {getattr(self, setting)}")
+        if not self.speeds or not all(0.5 <= speed <= 2 for speed in self.speeds):
+            raise ValueError(f"speeds must be from 0.5 to 2, got {self.speeds}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"unknown schedule {self.schedule!r}; known: {', '.join(SCHEDULES)}")
 
+    def steps_together(self, steps: int) -> int:
+        """Return in how many of the steps, at first, all new heads learn as one."""
+        return round(self.together * steps)
+
     def learning_rate(self, step: int, steps: int) -> float:
-        """Return the learning rate of a step (0 ... steps-1)."""
+        """Return the learning rate of a step (0 ... steps-1).
+
+        The steps in which new heads learn as one, and those after them, have a schedule each; its peak is a third in
+        the second, where there is less to learn and fewer recordings to learn it from.
+        """
         schedule = warmup_cosine if self.schedule == "cosine" else constant
-        return schedule(step, steps, peak=self.peak, warmup=round(self.warmup * steps))
+        first = self.steps_together(steps)
+        if step < first:
+            return schedule(step, first, peak=self.peak, warmup=round(self.warmup * first))
+        peak, rest = self.peak / 3 if first else self.peak, steps - first
+        return schedule(step - first, rest, peak=peak, warmup=round(self.warmup * rest))
 
 
 class Interrupted(Exception):  # noqa: N818  it is no error
@@ -114,9 +143,10 @@ def train(
         Interrupted: by Ctrl-C, after a checkpoint.
         OSError: a checkpoint cannot be written; the last one stays.
     """
-    batches = Batches([len(u.features) for u in utterances], config.batch, config.frames, config.seed)
+    frames = round(config.seconds / trainee.recogniser.features.hop)
+    batches = Batches([len(u.features) for u in utterances], config.batch, frames, config.seed)
     steps = config.steps or max(config.epochs * len(batches), config.least_steps)
-    settings = {**asdict(config), "utterances": fingerprint(utterances)}
+    settings = {**asdict(config), **trainee.settings, "utterances": fingerprint(utterances)}
     optimiser = AdamW(decay=config.decay)
     start = begin(run, trainee, optimiser, settings, resume)
     too_short, began = set(), time.perf_counter()
@@ -125,7 +155,7 @@ def train(
         def fill(folder: Path) -> None:
             trainee.save(folder)
             save_optimiser(optimiser, folder)
-            write_json(folder / "state.json", {"format": 1, "kind": "state", "step": step, "settings": settings})
+            write_json(folder / "state.json", {"format": FORMAT, "kind": "state", "step": step, "settings": settings})
 
         write_checkpoint(run, step, fill)
 
@@ -137,12 +167,17 @@ def train(
                 order = batches.of_epoch(epoch)
             chosen = [utterances[i] for i in order[place]]
             rng = np.random.default_rng([config.seed, step, 1])
+            together = step < config.steps_together(steps)
+            if step == config.steps_together(steps):  # the sums' moments would hold each head's own steps down
+                optimiser.moments.clear()
             loss, gradients = trainee.gradients(make_batch(chosen, config.augment, rng), rng)
             if not np.isfinite(loss.mean):
                 raise ValueError(
                     f"step {step + 1}: the loss is {loss.mean}; the learning rate {config.peak} is too high"
                 )
             gradients, norm = clip_by_global_norm(gradients, config.clip)
+            if together:
+                gradients = trainee.as_one(gradients)
             rate = config.learning_rate(step, steps)
             optimiser.update(trainee.parameters, gradients, rate)
             left_out = [u.place for u, feasible in zip(chosen, loss.feasible, strict=True) if not feasible]
@@ -158,9 +193,9 @@ def train(
             bar.update(len(chosen))
             last, epoch_ends = step + 1 == steps, place + 1 == len(batches)
             if valid and (epoch_ends or last):
-                errors = score([u.text for u in valid], trainee.hypotheses(valid))
-                if errors.words.units:
-                    log.write(step=step + 1, valid_wer=errors.words.rate, valid_cer=errors.characters.rate)
+                errors = score([u.text for u in valid], trainee.hypotheses(valid), trainee.recogniser.tokenizer)
+                if errors.units.units:
+                    log.write(step=step + 1, valid_wer=errors.units.rate, valid_cer=errors.characters.rate)
             if epoch_ends or last or stop.wanted:
                 save(step + 1)
             if stop.wanted and not last:
@@ -181,7 +216,7 @@ def begin(run: Path, trainee: Trainee, optimiser: AdamW, settings: dict[str, Any
         return 0
     if not resume:
         raise ValueError(f"{run}: there is a run already; --resume goes on with it, or choose another --out")
-    state = read_json(done[-1] / "state.json", "state")
+    state = read_config(done[-1] / "state.json", "state")
     theirs = json.loads(json.dumps(settings))
     other = [key for key in theirs if state["settings"].get(key) != theirs[key]]
     if other:

@@ -1,20 +1,21 @@
 """What a training run trains: a backbone from nothing, or an adapter on a frozen one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from minihra.adapters.files import controller_hash
 from minihra.arrays import Array
 from minihra.data.corpus import Utterance
 from minihra.evaluate import transcribe
 from minihra.model import Loss, backward, ctc_loss, forward, pack_labels
-from minihra.recogniser import Adapter, Recogniser, load_backbone, load_hra, save_backbone, save_hra
+from minihra.recogniser import Adapter, Recogniser, load_hra, load_own, save_backbone, save_hra
 from minihra.speech.augment import SpecAugment
 from minihra.speech.features import pad
-from minihra.tree import Tree
+from minihra.tree import Tree, add
 
 
 class Batch(NamedTuple):
@@ -26,8 +27,21 @@ class Batch(NamedTuple):
     tasks: Sequence[str]
 
 
+def labelled_loss(recogniser: Recogniser, logits: Array, valid: Array, batch: Batch) -> tuple[Loss, Array]:
+    """Return the CTC loss of a batch and its gradient dlogits (B, T, V)."""
+    blank = recogniser.tokenizer.blank
+    return ctc_loss(logits, valid, pack_labels(batch.labels, logits.shape[2], blank), blank=blank)
+
+
 class Trainee(Protocol):
     """What the loop trains."""
+
+    recogniser: Recogniser
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a run that goes on must have in common with its beginning, beside the settings of the training."""
+        ...
 
     @property
     def parameters(self) -> Tree:
@@ -36,6 +50,10 @@ class Trainee(Protocol):
 
     def gradients(self, batch: Batch, rng: np.random.Generator) -> tuple[Loss, Tree]:
         """Return the loss and the gradients of one batch."""
+        ...
+
+    def as_one(self, gradients: Tree) -> Tree:
+        """Return gradients by which what is new learns as one."""
         ...
 
     def hypotheses(self, utterances: Sequence[Utterance]) -> list[str]:
@@ -59,6 +77,11 @@ class Pretraining:
     dropout: float
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """The sizes of the model."""
+        return {"model": asdict(self.recogniser.model.config)}
+
+    @property
     def parameters(self) -> Tree:
         """All of the backbone's."""
         return self.recogniser.model.p
@@ -68,10 +91,14 @@ class Pretraining:
         model = replace(self.recogniser.model, frozen=False)
         training = model.draw_dropout(self.dropout, *batch.features.shape[:2], rng)
         logits, cache = forward(model, batch.features, batch.lengths, None, training)
-        loss, dlogits = ctc_loss(logits, cache.context.valid, pack_labels(batch.labels, model.config.labels))
+        loss, dlogits = labelled_loss(self.recogniser, logits, cache.context.valid, batch)
         statistics = tuple(layer.statistics for layer in cache.layers)
         self.recogniser = self.recogniser._replace(model=replace(self.recogniser.model, statistics=statistics))
         return loss, backward(dlogits, cache).backbone
+
+    def as_one(self, gradients: Tree) -> Tree:
+        """Return them as they are: there is but one of everything."""
+        return gradients
 
     def hypotheses(self, utterances: Sequence[Utterance]) -> list[str]:
         """Return the texts of the backbone alone."""
@@ -83,16 +110,36 @@ class Pretraining:
 
     def load(self, folder: Path) -> None:
         """Go back to the backbone of a folder."""
-        self.recogniser = load_backbone(folder)
+        self.recogniser = load_own(folder)
 
 
 @dataclass
 class Adaptation:
-    """An HRA that trains on a frozen backbone; with `train_controller=False` its heads alone."""
+    """An HRA that trains on a frozen backbone; with `train_controller=False` its heads alone.
+
+    While they are together, at first, the heads of `new_tasks`, which are alike, learn as one: each gets the sum of
+    their gradients, as if they were one head (but for the clipping, which sees them apart). So what is common to the
+    tasks is learnt from all of them, and each head has only its own to learn from the few recordings of its task. Our
+    choice: the paper does not say.
+    """
 
     recogniser: Recogniser
     adapter: Adapter
     train_controller: bool = True
+    new_tasks: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The adapter that it begins with, and what of it learns."""
+        hra = self.adapter.hra
+        return {
+            "controller_sha256": controller_hash(hra.cell, hra.p.controller),
+            "head": hra.head,
+            "bottleneck": hra.bottleneck,
+            "tasks": list(hra.task_names),
+            "train_controller": self.train_controller,
+            "new_tasks": list(self.new_tasks),
+        }
 
     @property
     def parameters(self) -> Tree:
@@ -104,8 +151,15 @@ class Adaptation:
         model, hra = self.recogniser.model, self.adapter.hra
         edit = hra.edit(batch.tasks, train_controller=self.train_controller)
         logits, cache = forward(model, batch.features, batch.lengths, edit)
-        loss, dlogits = ctc_loss(logits, cache.context.valid, pack_labels(batch.labels, model.config.labels))
+        loss, dlogits = labelled_loss(self.recogniser, logits, cache.context.valid, batch)
         return loss, backward(dlogits, cache).adapter
+
+    def as_one(self, gradients: Tree) -> Tree:
+        """Return gradients with the sum over the new tasks' heads for each of them, in the batch or not."""
+        total = None
+        for task in self.new_tasks:
+            total = add(total, gradients.heads.get(task))
+        return gradients._replace(heads=gradients.heads | (dict.fromkeys(self.new_tasks, total) if total else {}))
 
     def hypotheses(self, utterances: Sequence[Utterance]) -> list[str]:
         """Return the texts with each utterance's own head."""
@@ -114,11 +168,11 @@ class Adaptation:
 
     def save(self, folder: Path) -> None:
         """Write the adapter."""
-        save_hra(self.adapter, self.recogniser.model, folder)
+        save_hra(self.adapter, folder)
 
     def load(self, folder: Path) -> None:
         """Go back to the adapter of a folder."""
-        self.adapter = load_hra(folder, self.recogniser.model)
+        self.adapter = load_hra(folder, self.adapter.backbone_sha256)
 
 
 def make_batch(utterances: Sequence[Utterance], augment: SpecAugment | None, rng: np.random.Generator) -> Batch:

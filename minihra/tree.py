@@ -6,13 +6,27 @@ dotted names, `layers.0.ffn1.up.W`, which are the keys of checkpoints, golden fi
 dict, that is in the names of tasks, a dot is written %2E and a per cent sign %25.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from minihra.arrays import Array, array_module
 
 Tree = Any
 """What annotations call a tree."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A leaf that need not exist: what accounting counts, and what the tensors of a file are compared with."""
+
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
 
 
 def escape(key: str) -> str:

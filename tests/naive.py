@@ -132,6 +132,20 @@ def running_norm(x: Array, g: Array, b: Array, mean: Array, var: Array, eps: flo
     return y
 
 
+def instance_norm(x: Array, lengths: Ints, g: Array, b: Array, eps: float) -> Array:
+    """y = g (x - mean) / sqrt(var + eps) + b over the frames of one utterance and channel, biased var; x (B, T, C).
+    Ulyanov et al. 2016, arXiv 1607.08022, equation 3."""
+    y = np.zeros(x.shape)
+    for i, n in enumerate(lengths):
+        for c in range(x.shape[2] if n > 0 else 0):
+            frames = x[i, :n, c].tolist()
+            mean = sum(frames) / n
+            var = sum((v - mean) ** 2 for v in frames) / n
+            for t in range(n):
+                y[i, t, c] = g[c] * (frames[t] - mean) / math.sqrt(var + eps) + b[c]
+    return y
+
+
 def softmax_of(s: list[float]) -> list[float]:
     """e^s_j / sum_k e^s_k of a list of numbers, which may be empty."""
     top = max(s, default=0.0)
@@ -162,35 +176,71 @@ def sinusoids(T: int, C: int) -> Array:
     return y
 
 
-def relative_attention(
-    q: Array, k: Array, v: Array, r: Array, u: Array, vbias: Array, lengths: Ints, reach: Reach
-) -> Array:
-    """y_i = sum_j softmax_j(((q_i + u).k_j + (q_i + vbias).r_{i-j}) / sqrt(D)) v_j for i-left <= j <= i+right.
-    q, k, v (B, T, A, D), r (2T-1, A, D), u, vbias (A, D). Dai et al. 2019, arXiv 1901.02860, section 3.3."""
-    B, T, A, D = q.shape
+def attend(score: Callable[[int, int, int, int], float], v: Array, lengths: Ints, reach: Reach) -> Array:
+    """y_i = sum_j softmax_j(score(b, a, i, j) / sqrt(D)) v_j for i-left <= j <= i+right; v (B, T, A, D).
+    Vaswani et al. 2017, arXiv 1706.03762, section 3.2.1."""
+    B, _, A, D = v.shape
     left, right = (None, None) if reach is None else reach
-    y = np.zeros(q.shape)
+    y = np.zeros(v.shape)
     for b, a in itertools.product(range(B), range(A)):
         n = lengths[b]
         for i in range(n):
             first = 0 if left is None else max(0, i - left)
             last = n - 1 if right is None else min(n - 1, i + right)
-            scores = []
-            for j in range(first, last + 1):
-                content = dot(q[b, i, a] + u[a], k[b, j, a])
-                position = dot(q[b, i, a] + vbias[a], r[T - 1 - (i - j), a])
-                scores.append((content + position) / math.sqrt(D))
+            scores = [score(b, a, i, j) / math.sqrt(D) for j in range(first, last + 1)]
             for j, w in zip(range(first, last + 1), softmax_of(scores), strict=True):
                 for d in range(D):
                     y[b, i, a, d] += w * v[b, j, a, d]
     return y
 
 
-def depthwise_conv(x: Array, lengths: Ints, W: Array, b: Array) -> Array:
-    """y_t = b + sum_k W_k x_{t+k-left}, left = (K-1)//2, zero outside; x (B, T, C), W (K, C), b (C,).
-    Gulati et al. 2020, arXiv 2005.08100, section 2.2."""
+def attention(q: Array, k: Array, v: Array, lengths: Ints, reach: Reach) -> Array:
+    """Scores q_i.k_j; q, k, v (B, T, A, D). Vaswani et al. 2017, arXiv 1706.03762, equation 1."""
+    return attend(lambda b, a, i, j: dot(q[b, i, a], k[b, j, a]), v, lengths, reach)
+
+
+def relative_attention(
+    q: Array, k: Array, v: Array, r: Array, u: Array, vbias: Array, lengths: Ints, reach: Reach
+) -> Array:
+    """Scores (q_i + u).k_j + (q_i + vbias).r_{i-j}.
+    q, k, v (B, T, A, D), r (2T-1, A, D), u, vbias (A, D). Dai et al. 2019, arXiv 1901.02860, section 3.3."""
+    T = q.shape[1]
+
+    def score(b: int, a: int, i: int, j: int) -> float:
+        return dot(q[b, i, a] + u[a], k[b, j, a]) + dot(q[b, i, a] + vbias[a], r[T - 1 - (i - j), a])
+
+    return attend(score, v, lengths, reach)
+
+
+def shaw_attention(q: Array, k: Array, v: Array, w: Array, left: int, lengths: Ints, reach: Reach) -> Array:
+    """Scores q_i.(k_j + w_{j-i}), w (P, D) has the distances -left .. P-1-left; one beyond counts as the last.
+    q, k, v (B, T, A, D). Shaw et al. 2018, arXiv 1803.02155, equations 2 and 4, with a^V = 0."""
+    right = w.shape[0] - 1 - left
+
+    def score(b: int, a: int, i: int, j: int) -> float:
+        return dot(q[b, i, a], k[b, j, a] + w[left + max(-left, min(right, j - i))])
+
+    return attend(score, v, lengths, reach)
+
+
+def rotary(x: Array, base: float) -> Array:
+    """The point (x_i, x_{i+D/2}) of frame t turns by t base^(-2i/D), i = 0 .. D/2-1; x (B, T, A, D).
+    Su et al. 2021, arXiv 2104.09864, equations 13 to 15, with the pairs of GPT-NeoX."""
+    B, T, A, D = x.shape
+    y = np.zeros(x.shape)
+    for b, t, a, i in itertools.product(range(B), range(T), range(A), range(D // 2)):
+        angle = t * base ** (-2 * i / D)
+        one, two = x[b, t, a, i], x[b, t, a, i + D // 2]
+        y[b, t, a, i] = one * math.cos(angle) - two * math.sin(angle)
+        y[b, t, a, i + D // 2] = one * math.sin(angle) + two * math.cos(angle)
+    return y
+
+
+def depthwise_conv(x: Array, lengths: Ints, W: Array, b: Array, causal: bool = False) -> Array:
+    """y_t = b + sum_k W_k x_{t+k-left}, left = (K-1)//2, or K-1 if causal, zero outside; x (B, T, C), W (K, C), b (C,).
+    Gulati et al. 2020, arXiv 2005.08100, section 2.2; causal as van den Oord et al. 2016, arXiv 1609.03499, 2.1."""
     K, C = W.shape
-    left = (K - 1) // 2
+    left = K - 1 if causal else (K - 1) // 2
     y = np.zeros(x.shape)
     for i, n in enumerate(lengths):
         for t, c in itertools.product(range(n), range(C)):
@@ -199,6 +249,27 @@ def depthwise_conv(x: Array, lengths: Ints, W: Array, b: Array) -> Array:
                 if 0 <= t + k - left < n:
                     total += W[k, c] * x[i, t + k - left, c]
             y[i, t, c] = total
+    return y
+
+
+def conv1d(x: Array, lengths: Ints, W: Array, b: Array, stride: int, pad: int) -> Array:
+    """y_t = b + sum_k x_{t stride + k} W_k over an utterance with pad zeros on both sides, as often as the kernel fits;
+    x (B, T, I), W (K, I, O), b (O,) -> (B, T2, O). Baevski et al. 2020, arXiv 2006.11477, section 2."""
+    K, I, O = W.shape
+
+    def alone(rows: Array) -> list[list[float]]:
+        zeros = [np.zeros(I)] * pad
+        frames, y = [*zeros, *rows, *zeros], []
+        start = 0
+        while start + K <= len(frames):
+            y.append([float(b[o]) + sum(dot(frames[start + k], W[k, :, o]) for k in range(K)) for o in range(O)])
+            start += stride
+        return y
+
+    y = np.zeros((x.shape[0], len(alone(np.zeros(x.shape[1:]))), O))
+    for i, n in enumerate(lengths):
+        for t, row in enumerate(alone(x[i, :n]) if n > 0 else []):
+            y[i, t] = row
     return y
 
 
@@ -216,6 +287,15 @@ def conv2d(x: Array, lengths: Ints, W: Array, b: Array) -> Array:
                     total += dot(x[i, 2 * t + j - 1, 2 * f + k - 1], W[j, k, :, o])
             y[i, t, f, o] = total
     return y
+
+
+def depthwise_conv2d(x: Array, lengths: Ints, W: Array, b: Array) -> Array:
+    """conv2d of each channel on its own; x (B, T, F, C), W (3, 3, C), b (C,) -> (B, ceil(T/2), ceil(F/2), C).
+    Rekesh et al. 2023, arXiv 2305.05084, section 2.1."""
+    channels = range(x.shape[3])
+    return np.concatenate(
+        [conv2d(x[..., c : c + 1], lengths, W[:, :, c, None, None], b[c : c + 1]) for c in channels], axis=3
+    )
 
 
 def gru(x: Array, h: Array, W: Array, U: Array, b: Array, c: Array) -> Array:
@@ -316,11 +396,25 @@ def mel_to_hz_slaney(mel: float) -> float:
     return mel * (200.0 / 3.0) if mel < 15.0 else 1000.0 * 6.4 ** ((mel - 15.0) / 27.0)
 
 
+def hz_to_mel_kaldi(hz: float) -> float:
+    """1127 ln(1 + f / 700). Povey et al. 2011, The Kaldi speech recognition toolkit; its mel-computations.h."""
+    return 1127.0 * math.log(1.0 + hz / 700.0)
+
+
+def mel_to_hz_kaldi(mel: float) -> float:
+    """The inverse of hz_to_mel_kaldi."""
+    return 700.0 * (math.exp(mel / 1127.0) - 1.0)
+
+
 def mel_filters(sample_rate: int, n_fft: int, F: int, low: float, high: float, scale: str = "htk") -> Array:
-    """Triangles over F+2 points equally spaced in mel from low to high Hz, linear in Hz between the points, at the
-    frequencies k sample_rate / n_fft; (n_fft//2+1, F). Peak 1 for htk (The HTK Book, section 5.4), area 1 for slaney
-    (Slaney 1998, Auditory Toolbox 2, mfcc.m)."""
-    to_mel, to_hz = {"htk": (hz_to_mel_htk, mel_to_hz_htk), "slaney": (hz_to_mel_slaney, mel_to_hz_slaney)}[scale]
+    """Triangles over F+2 points equally spaced in mel from low to high Hz, linear between the points in Hz (in mel for
+    kaldi), at the frequencies k sample_rate / n_fft; (n_fft//2+1, F). Peak 1 for htk (The HTK Book, section 5.4) and
+    kaldi, area 1 for slaney (Slaney 1998, Auditory Toolbox 2, mfcc.m)."""
+    to_mel, to_hz = {
+        "htk": (hz_to_mel_htk, mel_to_hz_htk),
+        "slaney": (hz_to_mel_slaney, mel_to_hz_slaney),
+        "kaldi": (hz_to_mel_kaldi, mel_to_hz_kaldi),
+    }[scale]
     bottom, top = to_mel(low), to_mel(high)
     points = [to_hz(bottom + (top - bottom) * i / (F + 1)) for i in range(F + 2)]
     y = np.zeros((n_fft // 2 + 1, F))
@@ -328,6 +422,8 @@ def mel_filters(sample_rate: int, n_fft: int, F: int, low: float, high: float, s
         hz = k * sample_rate / n_fft
         for f in range(F):
             start, peak, end = points[f : f + 3]
+            if scale == "kaldi":
+                hz, start, peak, end = to_mel(k * sample_rate / n_fft), to_mel(start), to_mel(peak), to_mel(end)
             if start < hz <= peak:
                 y[k, f] = (hz - start) / (peak - start)
             elif peak < hz < end:
@@ -372,70 +468,126 @@ def adamw(
     return p, m, v
 
 
-def feed_forward(x: Array, p: Any) -> Array:
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"swish": swish, "gelu": gelu, "relu": relu}
+
+
+def norm(x: Array, p: Any, eps: float) -> Array:
+    """Layer norm with its parameters in a tree, whose bias may be missing; x (N, C)."""
+    return layer_norm(x, p.g, np.zeros(x.shape[1]) if p.b is None else p.b, eps)
+
+
+def feed_forward(x: Array, p: Any, activation: str = "swish", eps: float = EPS) -> Array:
     """down(swish(up(norm(x)))); x (N, C). Gulati et al. 2020, arXiv 2005.08100, section 2.3."""
-    hidden = swish(linear(layer_norm(x, p.norm.g, p.norm.b, EPS), p.up.W, p.up.b))
+    hidden = ACTIVATIONS[activation](linear(norm(x, p.norm, eps), p.up.W, p.up.b))
     return linear(hidden, p.down.W, p.down.b)
 
 
-def self_attention(x: Array, p: Any, heads: int, lengths: Ints, reach: Reach) -> Array:
-    """out(relative_attention of query, key, value of norm(x), position of the sinusoids); x (B, T, C); head a has the
-    columns aD .. aD+D-1. Gulati et al. 2020, arXiv 2005.08100, section 2.1."""
-    C = x.shape[2]
+def self_attention(x: Array, p: Any, form: Any, lengths: Ints, eps: float = EPS) -> Array:
+    """out(attention of query, key, value of norm(x)); x (B, T, C); head a has the columns aD .. aD+D-1. Gulati et al.
+    2020, arXiv 2005.08100, section 2.1; positions by one of the schemes above, or by none."""
+    C, heads = x.shape[2], form.heads
     D = C // heads
 
     def alone(rows: Array) -> Array:
         n = rows.shape[0]
-        z = layer_norm(rows, p.norm.g, p.norm.b, EPS)
-        q, k, v = (linear(z, m.W, m.b).reshape(1, n, heads, D) for m in (p.query, p.key, p.value))
-        r = linear(sinusoids(n, C), p.position.W, None).reshape(2 * n - 1, heads, D)
-        y = relative_attention(q, k, v, r, p.position.u, p.position.v, [n], reach)
+        z = norm(rows, p.norm, eps)
+        turned = z
+        if form.position == "rotary_input":
+            turned = rotary(z.reshape(1, n, heads, D), form.rotary_base).reshape(n, C)
+        q, k, v = (
+            linear(given, m.W, m.b).reshape(1, n, heads, D)
+            for given, m in ((turned, p.query), (turned, p.key), (z, p.value))
+        )
+        if form.position == "rotary":
+            q, k = rotary(q, form.rotary_base), rotary(k, form.rotary_base)
+        if form.position == "relative":
+            r = linear(sinusoids(n, C), p.position.W, None).reshape(2 * n - 1, heads, D)
+            y = relative_attention(q, k, v, r, p.position.u, p.position.v, [n], form.reach)
+        elif form.position == "shaw":
+            y = shaw_attention(q, k, v, p.position.E, form.shaw_left, [n], form.reach)
+        else:
+            y = attention(q, k, v, [n], form.reach)
         return linear(y.reshape(n, C), p.out.W, p.out.b)
 
     return each_utterance(alone, x, lengths, C)
 
 
-def convolution(x: Array, p: Any, lengths: Ints, mean: Maybe = None, var: Maybe = None) -> Array:
+def convolution(
+    x: Array, p: Any, lengths: Ints, statistics: Any = None, causal: bool = False, activation: str = "swish",
+    eps: float = EPS,
+) -> Array:  # fmt: skip
     """pointwise2(swish(inner_norm(depthwise(glu(pointwise1(norm(x))))))); x (B, T, C). Gulati et al. 2020, section 2.2;
-    inner_norm is the paper's batch norm at inference where mean and var (C,) are given, else a layer norm."""
+    inner_norm is the paper's batch norm at inference where there are statistics, else a layer norm or nothing."""
 
     def alone(rows: Array) -> Array:
-        z = glu(linear(layer_norm(rows, p.norm.g, p.norm.b, EPS), p.pointwise1.W, p.pointwise1.b))
-        z = depthwise_conv(z[None], [z.shape[0]], p.depthwise.W, p.depthwise.b)[0]
-        if mean is None or var is None:
-            z = layer_norm(z, p.inner_norm.g, p.inner_norm.b, EPS)
-        else:
-            z = running_norm(z, p.inner_norm.g, p.inner_norm.b, mean, var, EPS)
-        return linear(swish(z), p.pointwise2.W, p.pointwise2.b)
+        z = glu(linear(norm(rows, p.norm, eps), p.pointwise1.W, p.pointwise1.b))
+        bias = np.zeros(z.shape[1]) if p.depthwise.b is None else p.depthwise.b
+        z = depthwise_conv(z[None], [z.shape[0]], p.depthwise.W, bias, causal)[0]
+        if statistics is not None:
+            z = running_norm(z, p.inner_norm.g, p.inner_norm.b, statistics.mean, statistics.var, EPS)
+        elif p.inner_norm is not None:
+            z = norm(z, p.inner_norm, eps)
+        return linear(ACTIVATIONS[activation](z), p.pointwise2.W, p.pointwise2.b)
 
     return each_utterance(alone, x, lengths, x.shape[2])
 
 
-def conformer_block(
-    x: Array, p: Any, heads: int, lengths: Ints, reach: Reach, mean: Maybe = None, var: Maybe = None
-) -> Array:
-    """x + ffn1 / 2, + attention, + conv, + ffn2 / 2, norm; x (B, T, C). Gulati et al. 2020, section 2.4, equation 1."""
+def conformer_block(x: Array, p: Any, form: Any, lengths: Ints, statistics: Any = None) -> Array:
+    """x = a x + w step(x) for ffn1, attention, conv and ffn2, with (a, w) = (1, 1/2), (1, 1), (1, 1), (1, 1/2), and the
+    norm; x (B, T, C). Gulati et al. 2020, section 2.4, equation 1; `form` has what a model may do in another way."""
+    how, (one, two, three, four) = (form.activation, form.eps), form.weights
 
     def alone(rows: Array) -> Array:
         n = [rows.shape[0]]
-        z = rows + 0.5 * feed_forward(rows, p.ffn1)
-        z = z + self_attention(z[None], p.attention, heads, n, reach)[0]
-        z = z + convolution(z[None], p.conv, n, mean, var)[0]
-        z = z + 0.5 * feed_forward(z, p.ffn2)
-        return layer_norm(z, p.norm.g, p.norm.b, EPS)
+        z = one[0] * rows + one[1] * feed_forward(rows, p.ffn1, *how)
+        z = two[0] * z + two[1] * self_attention(z[None], p.attention, form.attention, n, form.eps)[0]
+        z = three[0] * z + three[1] * convolution(z[None], p.conv, n, statistics, form.causal, *how)[0]
+        z = four[0] * z + four[1] * feed_forward(z, p.ffn2, *how)
+        return norm(z, p.norm, form.eps)
 
     return each_utterance(alone, x, lengths, x.shape[2])
 
 
-def subsampling(features: Array, lengths: Ints, p: Any) -> tuple[Array, list[int]]:
-    """out(flat(relu(conv2(relu(conv1(x)))))), flat over (frequency, channel); features (B, T, F) -> (B, T4, C), lengths
-    after each halving rounds up. The convolution subsampling of Gulati et al. 2020, section 2, figure 1."""
-    halves = [(n + 1) // 2 for n in lengths]
-    quarters = [(n + 1) // 2 for n in halves]
-    x = relu(conv2d(features[:, :, :, None], lengths, p.conv1.W, p.conv1.b))
-    x = relu(conv2d(x, halves, p.conv2.W, p.conv2.b))
+def subsampling(features: Array, lengths: Ints, p: Any, scale: float = 1.0) -> tuple[Array, list[int]]:
+    """scale out(flat(relu(conv(... relu(conv(x)))))), flat over (frequency, channel); features (B, T, F) -> (B, T', C),
+    and lengths after each halving, which rounds up. The convolution subsampling of Gulati et al. 2020, section 2,
+    figure 1; or with depthwise convolutions and pointwise maps, Rekesh et al. 2023, arXiv 2305.05084."""
+    x, n = features[:, :, :, None], list(lengths)
+    for conv in p.convs:
+        if hasattr(conv, "depthwise"):
+            z = depthwise_conv2d(x, n, conv.depthwise.W, conv.depthwise.b)
+            rows = linear(z.reshape(-1, z.shape[3]), conv.pointwise.W, conv.pointwise.b)
+            x = relu(rows.reshape(*z.shape[:3], -1))
+        else:
+            x = relu(conv2d(x, n, conv.W, conv.b))
+        n = [(m + 1) // 2 for m in n]
     flat = x.reshape(x.shape[0], x.shape[1], x.shape[2] * x.shape[3])
-    return each_utterance(lambda rows: linear(rows, p.out.W, p.out.b), flat, quarters, p.out.W.shape[1]), quarters
+    return each_utterance(lambda rows: scale * linear(rows, p.out.W, p.out.b), flat, n, p.out.W.shape[1]), n
+
+
+def stages(features: Array, lengths: Ints, p: Any, forms: Sequence[Any]) -> tuple[Array, list[int]]:
+    """activation(norm(map(x))) of each stage in turn, each utterance alone; features (B, T, F) -> (B, T', C), and the
+    lengths. Baevski et al. 2020, arXiv 2006.11477, section 2, where the maps are convolutions."""
+    outputs = []
+    for b, n in enumerate(lengths):
+        x = features[b, :n]
+        for q, form in zip(p, forms, strict=True):
+            if q.map is not None and q.map.W.ndim == 3:
+                bias = np.zeros(q.map.W.shape[2]) if q.map.b is None else q.map.b
+                x = conv1d(x[None], [len(x)], q.map.W, bias, form.stride, form.pad)[0]
+            elif q.map is not None:
+                x = linear(x, q.map.W, q.map.b)
+            if form.norm == "layer":
+                x = norm(x, q.norm, form.eps)
+            elif form.norm == "instance":
+                x = instance_norm(x[None], [len(x)], q.norm.g, q.norm.b, form.eps)[0]
+            if form.activation is not None:
+                x = ACTIVATIONS[form.activation](x)
+        outputs.append(x)
+    y = np.zeros((len(outputs), max(len(x) for x in outputs), outputs[0].shape[1]))
+    for row, x in zip(y, outputs, strict=True):
+        row[: len(x)] = x
+    return y, [len(x) for x in outputs]
 
 
 CELLS: dict[str, tuple[Callable[..., Array], str, int]] = {  # the cell, its parameters in order, its count of gates
@@ -445,18 +597,20 @@ CELLS: dict[str, tuple[Callable[..., Array], str, int]] = {  # the cell, its par
 
 
 def hra_conformer(
-    features: Array, lengths: Ints, p: Any, heads: int, adapter: Any, cell: str, tasks: Sequence[str], reach: Reach,
+    features: Array, lengths: Ints, config: Any, p: Any, adapter: Any, cell: str, tasks: Sequence[str],
     statistics: Sequence[Any],
 ) -> Array:  # fmt: skip
     """x_l = block_l(x'_{l-1}); h_l = cell(x_l, h_{l-1}), h_0 = 0; x'_l = x_l + head_task(h_l); logits = readout(x'_L).
-    features (B, T, F) -> (B, T4, V). Munkhdalai et al. 2024, arXiv 2403.19709; a row of task "base" has no adapter."""
-    x, n4 = subsampling(features, lengths, p.subsampling)
-    logits = np.zeros((x.shape[0], x.shape[1], p.readout.W.shape[1]))
-    for b, (n, task) in enumerate(zip(n4, tasks, strict=True)):
+    features (B, T, F) -> (B, T', V). Munkhdalai et al. 2024, arXiv 2403.19709; a row of task "base" has no adapter."""
+    if hasattr(config.front_end, "stages"):
+        x, frames = stages(features, lengths, p.front_end, config.front_end.stages)
+    else:
+        x, frames = subsampling(features, lengths, p.front_end, config.front_end.scale)
+    logits = np.zeros((x.shape[0], x.shape[1], p.readout.linear.W.shape[1]))
+    for b, (n, task) in enumerate(zip(frames, tasks, strict=True)):
         z, h = x[b, :n], None
-        for layer, stats in zip(p.layers, statistics, strict=True):
-            mean, var = (None, None) if stats is None else (stats.mean, stats.var)
-            z = conformer_block(z[None], layer, heads, [n], reach, mean, var)[0]
+        for layer, its_statistics in zip(p.layers, statistics, strict=True):
+            z = conformer_block(z[None], layer, config.form, [n], its_statistics)[0]
             if task == "base":
                 continue
             step, names, gates = CELLS[cell]
@@ -467,5 +621,7 @@ def hra_conformer(
                 z = z + ffn_head(h, head.up.W, head.up.b, head.down.W, head.down.b)
             else:
                 z = z + linear_head(h, head.W, head.b)
-        logits[b, :n] = linear(z, p.readout.W, p.readout.b)
+        if p.readout.norm is not None:
+            z = norm(z, p.readout.norm, config.out_norm)
+        logits[b, :n] = linear(z, p.readout.linear.W, p.readout.linear.b)
     return logits

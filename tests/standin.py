@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 FUNCTIONS = (
-    "arange", "broadcast_to", "concatenate", "empty_like", "exp", "full", "full_like", "log", "logaddexp", "maximum",
-    "sqrt", "stack", "take_along_axis", "tanh", "where", "zeros", "zeros_like", "fft.rfft", "fft.irfft",
+    "arange", "ascontiguousarray", "broadcast_to", "clip", "concatenate", "empty_like", "exp", "full", "full_like",
+    "log", "logaddexp", "maximum", "sqrt", "stack", "take_along_axis", "tanh", "where", "zeros", "zeros_like",
+    "fft.rfft", "fft.irfft",
     "lib.stride_tricks.as_strided",
 )  # fmt: skip
 SPECIAL_FUNCTIONS = ("erf",)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from minihra import commands
+from minihra import training_commands
 from minihra.cli import main
-from minihra.recogniser import backbone_hash, load_backbone, load_hra
+from minihra.loaders.backbone import load_backbone
+from minihra.recogniser import backbone_hash, load_hra
 from minihra.tree import leaves
 from tests.tones import RATE, WORDS, Bench, adapt, bits, pretrain, record
 
@@ -52,7 +53,7 @@ def test_one_seed_gives_the_same_bits(bench: Bench, tmp_path: Path) -> None:
     again = tmp_path / "adapter"
     assert main(adapt(bench, again, "--steps", "150", "--state-size", "8")) == 0
     model = load_backbone(bench.backbone).model
-    one, other = (dict(leaves(load_hra(folder, model).hra.p)) for folder in (bench.adapter, again))
+    one, other = (dict(leaves(load_hra(folder, backbone_hash(model)).hra.p)) for folder in (bench.adapter, again))
     assert {name: leaf.tobytes() for name, leaf in one.items()} == {name: a.tobytes() for name, a in other.items()}
 
 
@@ -64,7 +65,7 @@ def test_utterances_that_are_too_short_are_counted_and_named(
     (tmp_path / "m.jsonl").write_text("\n".join(rows))
     arguments = ["--manifest", str(tmp_path / "m.jsonl"), "--task-by", "speaker", "--out", str(tmp_path / "out")]
     assert main(["adapt", "--backbone", str(bench.backbone), *arguments, "--steps", "2"]) == 0
-    said = "1 of 3 utterances are too short for their texts, and were left out of the loss: "
+    said = "1 of 3 recordings are too short for their texts, and were left out of the loss: "
     assert said in capsys.readouterr().err
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert [line["infeasible"] for line in lines] == [1, 1]
@@ -74,7 +75,9 @@ def test_an_adapter_overfits_four_utterances_of_two_tasks(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used = []
-    monkeypatch.setattr(commands, "load_backbone", lambda folder: used.append(load_backbone(folder)) or used[-1])
+    monkeypatch.setattr(
+        training_commands, "load_backbone", lambda folder: used.append(load_backbone(folder)) or used[-1]
+    )
     assert main(adapt(bench, tmp_path / "out", "--limit-per-task", "2", "--steps", "200")) == 0
     losses = [json.loads(line)["loss"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert losses[-1] < 0.05 < 1 < losses[0]
@@ -118,7 +121,7 @@ def test_new_speakers_join_and_the_old_heads_stay(bench: Bench, tmp_path: Path) 
     join = ["--adapter", str(first), "--freeze-controller", "--out", str(second)]
     assert main([*common, "--where", "speaker=eve", *join]) == 0
     model = load_backbone(bench.backbone).model
-    before, after = load_hra(first, model).hra, load_hra(second, model).hra
+    before, after = (load_hra(folder, backbone_hash(model)).hra for folder in (first, second))
     assert after.task_names == ("bob", "eve")
     old, new = dict(leaves(before.p)), dict(leaves(after.p))
     assert {name for name, leaf in new.items() if leaf.tobytes() == (old[name].tobytes() if name in old else None)} == {
@@ -171,11 +174,39 @@ def test_manifest_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         {"audio_filepath": "ann/one.wav", "text": "a b", "speaker": "ann"},
         {"audio_filepath": "bob/two.wav", "text": "a b", "speaker": "bob"},
     ]
+    (tmp_path / "bob/two.txt").write_text("a b", encoding="utf-8-sig")
+    assert main(["manifest", str(tmp_path)]) == 0
+    assert [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()] == lines
     (tmp_path / "bob/two.txt").unlink()
     capsys.readouterr()
     assert main(["manifest", str(tmp_path)]) == 2
     assert "two.wav: no two.txt" in capsys.readouterr().err
     assert main(["manifest", str(tmp_path / "nowhere")]) == 2
+
+
+def test_a_manifest_may_begin_with_a_byte_order_mark(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    marked = bench.folder / "marked.jsonl"
+    marked.write_text(bench.manifest.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    printed = []
+    for manifest in (bench.manifest, marked):
+        command = ["eval", "--backbone", str(bench.backbone), "--manifest", str(manifest), "--json"]
+        assert main(command) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+
+
+def test_output_is_utf_8_whatever_the_encoding_of_the_pipe(bench: Bench, tmp_path: Path) -> None:
+    """As on Windows, where that of a pipe is cp1252, which has neither phonemes nor most names of files."""
+    recording = tmp_path / "ʃəʊ.wav"
+    soundfile.write(recording, record("ab", "ann", 0), RATE)
+    command = [sys.executable, "-m", "minihra", "transcribe", "--backbone", str(bench.backbone), str(recording)]
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run([*command, str(recording)], capture_output=True, timeout=60, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode("utf-8").count("ʃəʊ.wav") == 2
+    recording.unlink()
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False, env=environment)
+    assert done.returncode == 2 and "ʃəʊ.wav: no such file" in done.stderr.decode("utf-8")
 
 
 def test_a_reader_that_has_read_enough_is_no_mistake() -> None:

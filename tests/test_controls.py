@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from minihra import demo, report
-from minihra.blocks.conformer import ConformerConfig
+from minihra.blocks.config import ConformerConfig
 from minihra.cli import main
 from minihra.controls import CONDITIONS, Controls, as_table
 from minihra.speech.error_rate import ErrorCount

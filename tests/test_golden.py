@@ -71,7 +71,7 @@ def test_whole_hra_has_every_field_that_its_backward_reads() -> None:
     expected = set()
     for l, layer in enumerate(cache.layers):
         place = f"cache.layers.{l}"
-        for (site, _), step in zip(make.STEPS, layer.steps, strict=True):
+        for site, step in zip(make.STEPS, layer.steps, strict=True):
             assert step.dropout is None and step.edit is None
             expected |= names_of(step.branch, f"{place}.{site}")
         expected |= names_of(layer.norm, f"{place}.norm") | names_of(layer.edit.cache.state, f"{place}.hra.state")

@@ -13,9 +13,10 @@ from minihra.arrays import Array
 from minihra.cases import Case, distance_to_kink, linear, numbers
 from minihra.cli import main
 from minihra.gradcheck import H_STEP, Row, gradient_check, table
-from minihra.layers.attention import RelativePositionParams
 from minihra.layers.linear import LinearParams, linear_backward, linear_forward
 from minihra.layers.log_mel import log_mel_backward
+from minihra.layers.relative_attention import RelativePositionParams
+from minihra.masks import hide, strided
 from minihra.model_cases import all_cases
 from minihra.ops import PAIRS, Pair
 from minihra.tree import Tree, from_leaves, leaves, map_leaves
@@ -167,6 +168,58 @@ def softmax_without_its_normaliser(right: Backward) -> Backward:
     return lambda dy, cache: cache.y * dy
 
 
+@fault("instance_norm")
+def frames_of_the_batch_are_taken_for_those_of_the_utterance(right: Backward) -> Backward:
+    def wrong(dy: Array, cache: Any) -> Any:
+        normal, scale, valid, p, _ = cache
+        dnormal = dy * valid[:, :, None] * p.g
+        means = (dnormal.mean(1, keepdims=True) + normal * (dnormal * normal).mean(1, keepdims=True)) * valid[
+            :, :, None
+        ]
+        return (dnormal - means) * scale, right(dy, cache)[1]
+
+    return wrong
+
+
+@fault("attention")
+def scores_are_not_scaled_on_the_way_back(right: Backward) -> Backward:
+    def wrong(dy: Array, cache: Any) -> Any:
+        dq, dk, dvalue = right(dy, cache)
+        root = cache.q.shape[3] ** 0.5
+        return root * dq, root * dk, dvalue
+
+    return wrong
+
+
+@fault("attention")
+def query_and_key_change_places(right: Backward) -> Backward:
+    def wrong(dy: Array, cache: Any) -> Any:
+        dq, dk, dvalue = right(dy, cache)
+        return dk, dq, dvalue
+
+    return wrong
+
+
+@fault("shaw_attention")
+def distances_are_counted_backwards(right: Backward) -> Backward:
+    """As where row m is taken for i - j = m - left."""
+    return lambda dy, cache: right(dy, cache._replace(rows=cache.rows[::-1]))
+
+
+@fault("shaw_attention")
+def distances_beyond_the_ends_are_forgotten(right: Backward) -> Backward:
+    def wrong(dy: Array, cache: Any) -> Any:
+        first = np.concatenate([[True], cache.rows[1:] != cache.rows[:-1]])  # of the positions that share a row
+        return right(dy, cache._replace(rows=np.where(first, cache.rows, -1)))
+
+    return wrong
+
+
+@fault("rotary")
+def the_turn_is_not_turned_back(right: Backward) -> Backward:
+    return lambda dy, cache: right(dy, cache._replace(table=cache.table._replace(sin=-cache.table.sin)))
+
+
 @fault("relative_attention")
 def relative_shift_is_off_by_one(right: Backward) -> Backward:
     return lambda dy, cache: right(dy, cache._replace(positions=np.roll(cache.positions, 1, axis=0)))
@@ -195,6 +248,33 @@ def padding_is_symmetric_under_an_even_kernel(right: Backward) -> Backward:
     def wrong(dy: Array, cache: Any) -> Any:
         dx, dp = right(dy, cache)
         return np.roll(dx, 1, axis=1) * cache.valid[:, :, None], dp
+
+    return wrong
+
+
+@fault("depthwise_conv, causal")
+def padding_is_symmetric_under_a_causal_kernel(right: Backward) -> Backward:
+    return lambda dy, cache: right(dy, cache._replace(left=(len(cache.p.W) - 1) // 2))
+
+
+@fault("conv1d")
+def windows_that_overlap_are_not_added(right: Backward) -> Backward:
+    def wrong(dy: Array, cache: Any) -> Any:
+        padded, valid, stride, pad, p = cache
+        dpadded, T2 = np.zeros_like(padded), dy.shape[1]
+        rows = hide(dy, strided(valid, len(p.W), stride, pad))
+        for k, W in enumerate(p.W):
+            dpadded[:, k : k + stride * T2 : stride] = rows @ W.T
+        return hide(dpadded[:, pad : pad + valid.shape[1]], valid), right(dy, cache)[1]
+
+    return wrong
+
+
+@fault("depthwise_conv2d")
+def kernel_is_turned_round(right: Backward) -> Backward:
+    def wrong(dy: Array, cache: Any) -> Any:
+        turned = cache.p._replace(W=cache.p.W[::-1, ::-1])
+        return right(dy, cache._replace(p=turned))[0], right(dy, cache)[1]
 
     return wrong
 

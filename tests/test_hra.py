@@ -9,10 +9,11 @@ import pytest
 from minihra.adapters.hra import HRA, HRAEdit
 from minihra.adapters.parts import CELLS, HEADS
 from minihra.blocks.initial import initial_conformer
-from minihra.layers.attention import RelativeAttentionCache
-from minihra.layers.conv import Conv2dCache, DepthwiseConvCache
+from minihra.layers.conv import DepthwiseConvCache
+from minihra.layers.conv2d import Conv2dCache
 from minihra.layers.linear import LinearCache
 from minihra.layers.norms import LayerNormCache, RunningNormCache
+from minihra.layers.relative_attention import RelativeAttentionCache
 from minihra.model import backward, ctc_loss, forward, pack_labels
 from minihra.model_cases import BOTTLENECK, CONFIG, STATE, TASKS, tiny_conformer
 from minihra.ops import ctc_forward

@@ -6,7 +6,7 @@ import pytest
 from minihra.adapters.hra import HRA
 from minihra.adapters.parts import CELLS
 from minihra.arrays import Array
-from minihra.blocks.conformer import ConformerConfig
+from minihra.blocks.config import ConformerConfig
 from minihra.blocks.initial import initial_conformer
 from minihra.tree import leaves
 
@@ -54,7 +54,7 @@ def test_conformer(conv_norm: str) -> None:
     for name, leaf in leaves(backbone.p):
         last = name.rpartition(".")[2]
         if last == "W":
-            relu_follows = name in ("subsampling.conv1.W", "subsampling.conv2.W")
+            relu_follows = name in ("front_end.convs.0.W", "front_end.convs.1.W")
             fan_in = leaf.size // leaf.shape[-1] if "depthwise" not in name else len(leaf)
             assert_variance(leaf, (2 if relu_follows else 1) / fan_in, name)
         else:

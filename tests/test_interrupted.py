@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from minihra.cli import main
-from minihra.recogniser import load_backbone
+from minihra.loaders.backbone import load_backbone
 from tests.tones import Bench, bits, pretrain
 
 KILLED = """

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minihra.masks import halve, hide, valid_from_lengths
+from minihra.masks import halve, hide, strided, valid_from_lengths
 from minihra.model_cases import CONFIG, tiny_conformer
 
 
@@ -37,6 +37,19 @@ def test_halve_rounds_lengths_up(frames: int) -> None:
     halved = halve(valid_from_lengths(lengths, frames))
     assert halved.shape == (frames + 1, (frames + 1) // 2)
     assert halved.sum(1).tolist() == ((lengths + 1) // 2).tolist()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "pad"), [(10, 5, 0), (3, 2, 0), (3, 2, 1), (1, 1, 0), (2, 4, 0), (4, 1, 2)]
+)
+@pytest.mark.parametrize("frames", [0, 1, 2, 9, 26])
+def test_strided_keeps_what_each_utterance_would_keep_alone(frames: int, kernel: int, stride: int, pad: int) -> None:
+    lengths = np.arange(frames + 1)
+    mask = strided(valid_from_lengths(lengths, frames), kernel, stride, pad)
+    alone = [max(0, (n + 2 * pad - kernel) // stride + 1) for n in lengths.tolist()]
+    assert mask.shape == (frames + 1, alone[frames])
+    assert mask.sum(1).tolist() == [0, *alone[1:]]  # padding around no frames is no frame
+    assert (mask[:, 1:] <= mask[:, :-1]).all()
 
 
 def test_dropout_masks_have_one_for_each_branch_of_each_layer() -> None:

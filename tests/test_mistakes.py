@@ -121,7 +121,7 @@ def truncate(step: Path) -> None:
 
 
 BACKBONES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "other version": (edit_json(format=9), "format version 9, but this minihra reads 1"),
+    "other version": (edit_json(format=9), "format version 9, but this minihra reads 2"),
     "not a backbone": (
         edit_json(kind="adapter"),
         "of kind 'backbone' is needed, this one is of 'adapter'",
@@ -129,7 +129,10 @@ BACKBONES: dict[str, tuple[Callable[[Path], None], str]] = {
     "damaged size": (edit_json(model={"labels": 5, "heads": 3, "width": 16}), "config.json: damaged ("),
     "missing tensor": (edit_tensors(lambda t: dict(list(t.items())[1:])), "1 tensors missing: p."),
     "extra tensor": (edit_tensors(lambda t: t | {"more": np.zeros(1)}), "1 tensors extra: more"),
-    "other shape": (edit_tensors(lambda t: t | {"p.readout.b": np.zeros(1)}), "of another shape or type: p.readout.b"),
+    "other shape": (
+        edit_tensors(lambda t: t | {"p.readout.linear.b": np.zeros(1)}),
+        "shape or type: p.readout.linear.b",
+    ),
     "truncated": (truncate, "not a whole safetensors file"),
     "no file": (lambda step: (step / "model.safetensors").unlink(), "not a whole safetensors file"),
 }
@@ -191,7 +194,7 @@ def test_a_character_outside_the_alphabet(
         ("[model", "cannot be read ("),
         ("[modell]\n", "unknown section 'modell'; known: model, features, training, augment"),
         ("[model]\nwidht = 3\n", "unknown setting 'widht' in [model]; known: width, layers"),
-        ("[model]\nwidth = 3\n", "[model]: width must be even"),
+        ("[model]\nwidth = 3\n", "[model]: width must be a multiple of heads = 4, got 3"),
         ("[training]\npeak = -1\n", "[training]: peak must be positive"),
         ("[training]\nschedule = 'linear'\n", "unknown schedule 'linear'; known: cosine, constant"),
         ("[augment]\ntime_share = 2\n", "[augment]: time_share must be at most 1"),
@@ -205,6 +208,17 @@ def test_a_bad_configuration(
     rows = ["--manifest", str(bench.manifest), "--config", str(config), "--out", str(tmp_path / "out")]
     assert main(["pretrain", *rows]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_model_too_big_for_the_memory(
+    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["eval", "--backbone", str(bench.backbone), "--manifest", str(bench.manifest)]
+    monkeypatch.setattr("minihra.commands.load_backbone", lambda folder: np.zeros(2**55))  # beyond any address space
+    assert main(command) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("minihra: memory ran out (Unable to allocate ") and printed.count("\n") == 1
+    assert "`minihra inspect` tells what a model takes; smaller batches and shorter recordings need less" in printed
 
 
 def test_no_folder_of_that_name(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Rung 1: every forward equals explicit loops that were written from the papers (tests/naive.py)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,20 +11,26 @@ from minihra.arrays import Array
 from minihra.blocks.protocol import Context
 from minihra.cases import Case, layer_cases, linear, numbers, pair_case
 from minihra.layers.adamw import adamw_update
-from minihra.layers.attention import Reach, RelativePositionParams, relative_positions
-from minihra.layers.conv import Conv2dParams, DepthwiseConvParams
+from minihra.layers.attention import Reach
+from minihra.layers.conv import Conv1dParams, DepthwiseConvParams
+from minihra.layers.conv2d import Conv2dParams, DepthwiseConv2dParams
 from minihra.layers.heads import HeadParams
 from minihra.layers.linear import LinearParams
 from minihra.layers.log_mel import SCALES, hann_window, mel_filters
 from minihra.layers.norms import EPS, MOMENTUM, BatchNormParams, BatchStatistics
+from minihra.layers.relative_attention import RelativePositionParams, relative_positions
+from minihra.layers.rotary import rotary_table
+from minihra.layers.shaw_attention import ShawPositionParams
 from minihra.masks import valid_from_lengths
-from minihra.model import forward
+from minihra.model import forward, infer
 from minihra.model_cases import CONFIG, block_cases, tiny_conformer, tiny_hra
+from minihra.open_cases import OPEN
 from minihra.ops import PAIRS
 from tests import naive
 from tests.tiny import TASKS, batch, trained_hra
 
 TOLERANCE = 1e-12  # of the largest element
+FLOAT64 = np.dtype(np.float64)
 
 
 def assert_close(got: Array, expected: Array) -> None:
@@ -57,7 +64,7 @@ def naive_batch_norm(
     return y, BatchStatistics(mean, var)
 
 
-def naive_attention(
+def naive_relative_attention(
     q: Array, k: Array, value: Array, p: RelativePositionParams, positions: Array, valid: Array, reach: Reach
 ) -> Array:
     T, (A, D) = q.shape[1], p.u.shape
@@ -94,10 +101,22 @@ NAIVE: dict[str, Callable[..., Any]] = {
     "layer_norm": lambda x, p: naive.layer_norm(rows(x), p.g, zeros_for(p.b, x), EPS).reshape(x.shape),
     "batch_norm": naive_batch_norm,
     "running_norm": lambda x, p, statistics: naive.running_norm(rows(x), *p, *statistics, EPS).reshape(x.shape),
+    "instance_norm": lambda x, p, valid: naive.instance_norm(x, lengths_of(valid), p.g, zeros_for(p.b, x), EPS),
     "masked_softmax": lambda s, mask: naive.masked_softmax(s, np.broadcast_to(mask, s.shape)),
-    "relative_attention": naive_attention,
-    "depthwise_conv": lambda x, p, valid: naive.depthwise_conv(x, lengths_of(valid), p.W, zeros_for(p.b, x)),
+    "attention": lambda q, k, value, valid, reach=None: naive.attention(q, k, value, lengths_of(valid), reach),
+    "relative_attention": naive_relative_attention,
+    "shaw_attention": lambda q, k, value, p, valid, left, reach=None: naive.shaw_attention(
+        q, k, value, p.E, left, lengths_of(valid), reach
+    ),
+    "rotary": lambda x, table: naive.rotary(x, 100.0),
+    "depthwise_conv": lambda x, p, valid, causal=False: naive.depthwise_conv(
+        x, lengths_of(valid), p.W, zeros_for(p.b, x), causal
+    ),
+    "conv1d": lambda x, p, valid, stride, pad=0: naive.conv1d(
+        x, lengths_of(valid), p.W, zeros_for(p.b, p.W), stride, pad
+    ),
     "conv2d": lambda x, p, valid: naive.conv2d(x, lengths_of(valid), p.W, p.b),
+    "depthwise_conv2d": lambda x, p, valid: naive.depthwise_conv2d(x, lengths_of(valid), p.W, p.b),
     "dropout": naive.dropout,
     "gru": lambda x, h, p: naive.gru(x, h, p.W, p.U, p.b, p.c),
     "indrnn": lambda x, h, p: naive.indrnn(x, h, p.W, p.u, p.b),
@@ -115,20 +134,37 @@ def edge_cases() -> list[Case]:
     """Sizes at which loops and views go wrong first; and CTC over alphabets small enough to list every path."""
     one, few = valid_from_lengths([1], 1), valid_from_lengths([2, 0, 1], 2)
 
-    def attention(name: str, B: int, T: int, A: int, D: int, valid: Array, reach: Reach = None) -> Case:
+    def attention(name: str, B: int, T: int, A: int, D: int, valid: Array, reach: Reach = None) -> list[Case]:
         C = 4
         p = RelativePositionParams(numbers(C, A * D, k=1), numbers(A, D, k=2), numbers(A, D, k=3))
         inputs = {letter: numbers(B, T, A, D, k=k) for k, letter in enumerate(("q", "k", "value"))}
-        constants = {"positions": relative_positions(T, C, np.dtype(float)), "valid": valid, "reach": reach}
-        return pair_case("relative_attention", name, {**inputs, "p": p}, constants=constants)
+        positions, constants = relative_positions(T, C, np.dtype(float)), {"valid": valid, "reach": reach}
+        return [
+            pair_case("attention", name, inputs, constants=constants),
+            pair_case("relative_attention", name, {**inputs, "p": p}, constants={"positions": positions, **constants}),
+        ]
 
-    def depthwise(name: str, T: int, K: int, valid: Array) -> Case:
+    def shaw(name: str, T: int, P: int, left: int, valid: Array) -> Case:
+        inputs = {letter: numbers(len(valid), T, 2, 3, k=k) for k, letter in enumerate(("q", "k", "value"))}
+        inputs["p"] = ShawPositionParams(numbers(P, 3, k=3))
+        return pair_case("shaw_attention", name, inputs, constants={"valid": valid, "left": left})
+
+    def depthwise(name: str, T: int, K: int, valid: Array, **more: Any) -> Case:
         x, p = numbers(len(valid), T, 3), DepthwiseConvParams(numbers(K, 3, k=1), numbers(3, k=2))
-        return pair_case("depthwise_conv", name, {"x": x, "p": p}, constants={"valid": valid})
+        return pair_case("depthwise_conv", name, {"x": x, "p": p}, constants={"valid": valid, **more})
 
-    def conv2d(name: str, T: int, F: int, valid: Array) -> Case:
-        x, p = numbers(len(valid), T, F, 2), Conv2dParams(numbers(3, 3, 2, 3, k=1), numbers(3, k=2))
-        return pair_case("conv2d", name, {"x": x, "p": p}, constants={"valid": valid})
+    def conv1d(name: str, K: int, stride: int, pad: int, valid: Array) -> Case:
+        x, p = numbers(*valid.shape, 2), Conv1dParams(numbers(K, 2, 3, k=1), numbers(3, k=2))
+        constants = {"valid": valid, "stride": stride, "pad": pad}
+        return pair_case("conv1d", name, {"x": x, "p": p}, constants=constants)
+
+    def conv2d(name: str, T: int, F: int, valid: Array) -> list[Case]:
+        kernels = {
+            "conv2d": Conv2dParams(numbers(3, 3, 2, 3, k=1), numbers(3, k=2)),
+            "depthwise_conv2d": DepthwiseConv2dParams(numbers(3, 3, 2, k=1), numbers(2, k=2)),
+        }
+        x, constants = numbers(len(valid), T, F, 2), {"valid": valid}
+        return [pair_case(pair, name, {"x": x, "p": p}, constants=constants) for pair, p in kernels.items()]
 
     def ctc(name: str, lengths: list[int], labels: list[list[int]], V: int = 3, blank: int = 0) -> Case:
         T, S = max(lengths), max(map(len, labels))
@@ -150,15 +186,27 @@ def edge_cases() -> list[Case]:
 
     bank = {"window": hann_window(12), "filters": mel_filters(8000, 17, 5, 20, 4000), "hop": 5, "n_fft": 17}
     return [
-        attention("one frame", 1, 1, 2, 3, one),
-        attention("one utterance", 1, 5, 2, 3, valid_from_lengths([5], 5), (1, 0)),
-        attention("reach of nothing", 2, 4, 1, 2, valid_from_lengths([4, 3], 4), (0, 0)),
-        attention("reach beyond the end", 2, 4, 1, 2, valid_from_lengths([4, 3], 4), (9, 9)),
+        *attention("one frame", 1, 1, 2, 3, one),
+        *attention("one utterance", 1, 5, 2, 3, valid_from_lengths([5], 5), (1, 0)),
+        *attention("reach of nothing", 2, 4, 1, 2, valid_from_lengths([4, 3], 4), (0, 0)),
+        *attention("reach beyond the end", 2, 4, 1, 2, valid_from_lengths([4, 3], 4), (9, 9)),
+        shaw("one frame", 1, 4, 2, one),
+        shaw("one distance", 4, 1, 0, valid_from_lengths([4, 3], 4)),
+        shaw("nothing to the right", 4, 3, 2, valid_from_lengths([4, 3], 4)),
+        shaw("more distances than frames", 4, 15, 9, valid_from_lengths([4, 3], 4)),
+        pair_case("rotary", "one frame", {"x": numbers(2, 1, 2, 2)}, constants={"table": rotary_table(1, 2, FLOAT64)}),
         depthwise("one frame", 1, 5, one),
         depthwise("kernel longer than the sequence", 2, 9, few),
         depthwise("kernel of one", 2, 1, few),
-        conv2d("one frame", 1, 1, one),
-        conv2d("two frames", 2, 4, few),
+        depthwise("causal, kernel longer than the sequence", 2, 9, few, causal=True),
+        depthwise("causal, even kernel", 2, 2, few, causal=True),
+        conv1d("one frame", 1, 1, 0, one),
+        conv1d("kernel longer than the sequence", 3, 2, 0, few),
+        conv1d("kernel as long as a padded utterance", 4, 3, 1, few),
+        conv1d("more padding than kernel", 2, 1, 3, few),
+        conv1d("stride longer than the kernel", 2, 5, 1, valid_from_lengths([12, 11, 10, 4, 0], 12)),
+        *conv2d("one frame", 1, 1, one),
+        *conv2d("two frames", 2, 4, few),
         ctc("repeats", [6, 5, 4, 3], [[1, 1, 2], [2, 2], [2, 1], [1]]),
         ctc("blank in the middle", [6, 4, 2], [[0, 0, 2], [2, 0], [0]], blank=1),
         ctc("blank last", [5, 4], [[0, 1], [1, 1]], blank=2),
@@ -230,17 +278,45 @@ def test_position_table_equals_loops(T: int, C: int) -> None:
     assert_close(relative_positions(T, C, np.dtype(float)), naive.sinusoids(T, C))
 
 
+def test_rotary_of_ones_is_the_table() -> None:
+    """So the table of the case, which the loops do not read, has the base that they take."""
+    T, D = 9, 6
+    x = np.concatenate([np.ones((1, T, 1, D // 2)), np.zeros((1, T, 1, D // 2))], axis=3)  # each point at 1 + 0i
+    for base in (10000.0, 100.0):
+        table, turned = rotary_table(T, D, FLOAT64, base=base), naive.rotary(x, base)[0, :, 0]
+        assert_close(np.concatenate([table.cos[:, : D // 2], table.sin[:, : D // 2]], axis=1), turned)
+        assert all(np.array_equal(a[:, : D // 2], a[:, D // 2 :]) for a in table)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_tables_can_have_the_roundings_of_float32(dtype: type) -> None:
+    """Angles of up to 2999 radians, rounded to 24 bits, are off by up to 1e-4."""
+    T, C = 3000, 8
+
+    def tables(precision: type) -> list[Array]:
+        positions = relative_positions(T, C, np.dtype(dtype), precision=precision)
+        return [positions, *rotary_table(T, C, np.dtype(dtype), precision=precision)]
+
+    for rough, exact in zip(tables(np.float32), tables(np.float64), strict=True):
+        assert rough.dtype == exact.dtype == dtype
+        assert 1e-5 < np.abs(rough - exact).max() < 1e-3
+        assert np.array_equal(rough, rough.astype(np.float32))
+    assert all(np.array_equal(a, b) for a, b in zip(tables("float64"), tables(np.float64), strict=True))
+
+
 # Blocks. Only real frames are compared: a block computes something on the others that nobody reads.
 
 
-def naive_convolution(x: Array, p: Any, valid: Array, statistics: BatchStatistics | None, train: bool = False) -> Array:
+def naive_convolution(
+    x: Array, p: Any, valid: Array, statistics: BatchStatistics | None, train: bool = False, **how: Any
+) -> Array:
     """The module; in training the inner norm sees all utterances at once, so its three parts are written out."""
     lengths = lengths_of(valid)
     if not train:
-        return naive.convolution(x, p, lengths, *(statistics or ()))
+        return naive.convolution(x, p, lengths, statistics, **how)
 
     def before(z: Array) -> Array:
-        z = naive.glu(naive.linear(naive.layer_norm(z, p.norm.g, p.norm.b, EPS), p.pointwise1.W, p.pointwise1.b))
+        z = naive.glu(naive.linear(naive.norm(z, p.norm, EPS), p.pointwise1.W, p.pointwise1.b))
         return naive.depthwise_conv(z[None], [len(z)], p.depthwise.W, p.depthwise.b)[0]
 
     z = naive.each_utterance(before, x, lengths, x.shape[2])
@@ -248,20 +324,20 @@ def naive_convolution(x: Array, p: Any, valid: Array, statistics: BatchStatistic
     return naive.linear(naive.swish(rows(z)), p.pointwise2.W, p.pointwise2.b).reshape(x.shape)
 
 
-def naive_block(x: Array, p: Any, context: Context, statistics: BatchStatistics) -> Array:
+def naive_block(x: Array, p: Any, context: Context, statistics: BatchStatistics, form: Any) -> Array:
     """The block; in training with dropout on every branch."""
-    lengths, heads, training = lengths_of(context.valid), CONFIG.heads, context.training
+    lengths, training = lengths_of(context.valid), context.training
     if training is None:
-        return naive.conformer_block(x, p, heads, lengths, None, *statistics)
+        return naive.conformer_block(x, p, form, lengths, statistics)
 
     def dropped(u: Array, step: int) -> Array:
         return naive.dropout(u.reshape(x.shape), training.keep[0, step], training.rate)
 
     x = x + 0.5 * dropped(naive.feed_forward(rows(x), p.ffn1), 0)
-    x = x + dropped(naive.self_attention(x, p.attention, heads, lengths, None), 1)
+    x = x + dropped(naive.self_attention(x, p.attention, form.attention, lengths), 1)
     x = x + dropped(naive_convolution(x, p.conv, context.valid, statistics, train=True), 2)
     x = x + 0.5 * dropped(naive.feed_forward(rows(x), p.ffn2), 3)
-    return naive.layer_norm(rows(x), p.norm.g, p.norm.b, EPS).reshape(x.shape)
+    return naive.norm(rows(x), p.norm, EPS).reshape(x.shape)
 
 
 def naive_depth_step(x: Array, h: Array, p: Any, cell: str, groups: Any) -> tuple[Array, Array]:
@@ -278,12 +354,11 @@ def naive_depth_step(x: Array, h: Array, p: Any, cell: str, groups: Any) -> tupl
 
 
 BLOCKS: dict[str, Callable[..., Any]] = {
-    "feed_forward": lambda x, p: naive.feed_forward(rows(x), p).reshape(x.shape),
-    "self_attention": lambda x, p, positions, valid, reach=None: naive.self_attention(
-        x, p, CONFIG.heads, lengths_of(valid), reach
-    ),
+    "feed_forward": lambda x, p, **how: naive.feed_forward(rows(x), p, **how).reshape(x.shape),
+    "self_attention": lambda x, p, positions, valid, form: naive.self_attention(x, p, form, lengths_of(valid)),
     "convolution": naive_convolution,
-    "subsampling": lambda features, p, valid: naive.subsampling(features, lengths_of(valid), p)[0],
+    "subsampling": lambda features, p, valid, scale: naive.subsampling(features, lengths_of(valid), p, scale)[0],
+    "stages": lambda features, p, valid, stages: naive.stages(features, lengths_of(valid), p, stages)[0],
     "conformer_block": naive_block,
     "depth_step": naive_depth_step,
 }
@@ -305,42 +380,53 @@ def test_block_equals_loops(case: Case) -> None:
         assert_close(outputs[0][valid], expected[valid])
 
 
-def test_subsampled_lengths_equal_loops() -> None:
-    case = next(case for case in block_cases() if case.name == "subsampling")
+FRONT_ENDS = {"subsampling": naive.subsampling, "stages": naive.stages}
+
+
+@pytest.mark.parametrize("case", [c for c in block_cases() if pair_of(c) in FRONT_ENDS], ids=lambda case: case.name)
+def test_front_end_lengths_equal_loops(case: Case) -> None:
     _, valid, _ = case.pair.forward(**case.arguments, **case.constants)
-    lengths = lengths_of(case.constants["valid"])
-    assert lengths_of(valid) == naive.subsampling(case.arguments["features"], lengths, case.arguments["p"])[1]
+    given = dict(case.constants)
+    lengths = lengths_of(given.pop("valid"))
+    _, expected = FRONT_ENDS[pair_of(case)](case.arguments["features"], lengths, case.arguments["p"], *given.values())
+    assert lengths_of(valid) == expected
+
+
+VARIANTS = {"batch norm": {}, "layer norm": {"conv_norm": "layer", "reach": (2, 0)}}
+
+
+def assert_equals_loops(config: Any, cell: str, head: str) -> None:
+    backbone, p = tiny_conformer(config), tiny_hra(cell, head)
+    given = batch(np.float64)
+    hra = trained_hra(cell, head, dtype=np.float64)
+    hra.p = p
+    logits, cache = forward(backbone, given.features, given.lengths, hra.edit(TASKS))
+    lengths = given.lengths.tolist()
+    expected = naive.hra_conformer(given.features, lengths, config, backbone.p, p, cell, TASKS, backbone.statistics)
+    valid = cache.context.valid
+    assert valid.any()
+    assert_close(logits[valid], expected[valid])
+    inferred, its_valid = infer(backbone, given.features, given.lengths, hra.edit(TASKS))
+    assert inferred.tobytes() == logits.tobytes() and (its_valid == valid).all()
 
 
 @pytest.mark.parametrize("head", ["linear", "ffn"])
 @pytest.mark.parametrize("cell", naive.CELLS)
-@pytest.mark.parametrize("changes", [{}, {"conv_norm": "layer", "reach": (2, 0)}], ids=["batch norm", "layer norm"])
-def test_whole_hra_equals_loops(cell: str, head: str, changes: dict[str, Any]) -> None:
-    backbone = tiny_conformer(type(CONFIG)(**{**vars(CONFIG), **changes}))
-    hra, given = trained_hra(cell, head, dtype=np.float64), batch(np.float64)
-    hra.p = tiny_hra(cell, head)
-    logits, cache = forward(backbone, given.features, given.lengths, hra.edit(TASKS))
-    expected = naive.hra_conformer(
-        given.features,
-        given.lengths.tolist(),
-        backbone.p,
-        CONFIG.heads,
-        hra.p,
-        cell,
-        TASKS,
-        backbone.config.reach,
-        backbone.statistics,
-    )
-    valid = cache.context.valid
-    assert_close(logits[valid], expected[valid])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_whole_hra_equals_loops(cell: str, head: str, variant: str) -> None:
+    assert_equals_loops(replace(CONFIG, **VARIANTS[variant]), cell, head)
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_whole_open_model_equals_loops(name: str) -> None:
+    assert_equals_loops(replace(CONFIG, **OPEN[name]), "gru", "linear")
 
 
 def test_one_layer_and_one_frame() -> None:
     """The smallest model: what the loop over depth does at its first layer, which is its last."""
-    backbone, hra = tiny_conformer(type(CONFIG)(**{**vars(CONFIG), "layers": 1})), trained_hra(dtype=np.float64)
+    config = replace(CONFIG, layers=1)
+    backbone, hra = tiny_conformer(config), trained_hra(dtype=np.float64)
     features = numbers(1, 1, CONFIG.mels)
     logits, _ = forward(backbone, features, np.array([1]), hra.edit(["ann"]))
-    expected = naive.hra_conformer(
-        features, [1], backbone.p, CONFIG.heads, hra.p, "gru", ["ann"], None, backbone.statistics
-    )
+    expected = naive.hra_conformer(features, [1], config, backbone.p, hra.p, "gru", ["ann"], backbone.statistics)
     assert_close(logits, expected)

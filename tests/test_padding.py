@@ -8,8 +8,9 @@ import pytest
 from minihra.arrays import Array
 from minihra.blocks.protocol import Context, Training
 from minihra.cases import Case, layer_cases, numbers, pair_case
-from minihra.layers.attention import relative_positions
-from minihra.masks import halve, hide, valid_from_lengths
+from minihra.layers.relative_attention import relative_positions
+from minihra.layers.rotary import RotaryTable, rotary_table
+from minihra.masks import halve, hide, strided, valid_from_lengths
 from minihra.model import ctc_loss, forward, pack_labels
 from minihra.model_cases import CONFIG, FRAMES, LENGTHS, TASKS, block_cases, tiny_conformer
 from minihra.tree import leaves
@@ -41,7 +42,10 @@ def longer_constant(name: str, value: Any) -> Any:
             return longer(value, False)
         case "keep", _:
             return longer(value, True)
-        case "positions", _:
+        case "positions" | "table", RotaryTable(cos, _):
+            base = 100.0 if name == "table" else 10000.0  # of the cases
+            return rotary_table(len(cos) + MORE, cos.shape[1], cos.dtype, base=base)
+        case "positions", np.ndarray():
             return relative_positions((len(value) + 1) // 2 + MORE, value.shape[1], value.dtype)
         case "context", Context(valid, positions, training):
             if training is not None:
@@ -70,9 +74,18 @@ def first_output(case: Case) -> tuple[Array, Array | None]:
     """The case's output and the mask of its frames, None where it does not care which are real."""
     y, *_ = case.pair.forward(**case.arguments, **case.constants)
     valid = mask_of(case)
-    strides = {"conv2d": 1, "subsampling": 2}.get(case.name, 0)
-    for _ in range(strides):
-        valid = halve(valid)
+    match case.name.partition(",")[0]:
+        case "conv2d" | "depthwise_conv2d":
+            valid = halve(valid)
+        case "subsampling":
+            for _ in case.arguments["p"].convs:
+                valid = halve(valid)
+        case "stages":
+            for stage in case.constants["stages"]:
+                if not stage.linear:
+                    valid = strided(valid, stage.kernel, stage.stride, stage.pad)
+        case "conv1d":
+            valid = strided(valid, len(case.arguments["p"].W), case.constants["stride"], case.constants.get("pad", 0))
     return y, valid
 
 
@@ -187,7 +200,9 @@ def alone(case: Case, b: int, n: int) -> Case:
         match name, value:
             case "context", Context(valid, positions, training):
                 return Context(valid[b : b + 1, :n], cut("positions", positions), training)
-            case "positions", _:
+            case "positions", RotaryTable(cos, sin):
+                return RotaryTable(cos[:n], sin[:n])
+            case "positions", np.ndarray():
                 return relative_positions(n, value.shape[1], value.dtype)
             case "valid", _:
                 return value[b : b + 1, :n]
@@ -247,7 +262,7 @@ def test_entrance_clears_padding(junk: float) -> None:
 # 0 * NaN is NaN: attention, which multiplies its weights of 0 with the values, relies on the entrance.
 @pytest.mark.parametrize(
     "case",
-    [case for case in PAIRS if "valid" in case.constants and not case.name.startswith("relative_attention")],
+    [case for case in PAIRS if "valid" in case.constants and "attention" not in case.name],
     ids=lambda case: case.name,
 )
 def test_masked_pairs_let_no_nan_through(case: Case) -> None:

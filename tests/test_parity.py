@@ -17,26 +17,35 @@ from minihra.adapters.parts import CELLS, HEADS
 from minihra.arrays import Array
 from minihra.blocks.conformer import Conformer
 from minihra.blocks.protocol import Training
-from minihra.layers.conv import Conv2dParams, DepthwiseConvParams
+from minihra.layers.conv import Conv1dParams, DepthwiseConvParams
+from minihra.layers.conv2d import Conv2dParams, DepthwiseConv2dParams
 from minihra.layers.gru import GRUParams
 from minihra.layers.linear import LinearParams
-from minihra.layers.norms import BatchNormParams, BatchStatistics, LayerNormParams
+from minihra.layers.norms import BatchNormParams, BatchStatistics, InstanceNormParams, LayerNormParams
 from minihra.masks import valid_from_lengths
 from minihra.model import backward, ctc_loss, forward, pack_labels
 from minihra.model_cases import CONFIG, LABELS, TASKS
 from minihra.ops import (
+    attention_backward,
+    attention_forward,
     batch_norm_backward,
     batch_norm_forward,
+    conv1d_backward,
+    conv1d_forward,
     conv2d_backward,
     conv2d_forward,
     ctc_backward,
     ctc_forward,
+    depthwise_conv2d_backward,
+    depthwise_conv2d_forward,
     depthwise_conv_backward,
     depthwise_conv_forward,
     gelu_backward,
     gelu_forward,
     gru_backward,
     gru_forward,
+    instance_norm_backward,
+    instance_norm_forward,
     layer_norm_backward,
     layer_norm_forward,
 )
@@ -284,14 +293,47 @@ def test_batch_norm_is_torchs() -> None:
     close(new.mean, running[0], "running mean"), close(new.var, running[1], "running variance")
 
 
+def test_instance_norm_is_torchs_group_norm() -> None:
+    x, g, b, dy = normal(2, 5, 3), normal(3), normal(3, seed=1), normal(2, 5, 3, seed=1)
+    y, cache = instance_norm_forward(x, np.ones((2, 5), bool), InstanceNormParams(g, b))
+    dx, dp = instance_norm_backward(dy, cache)
+    torchs = lambda x, g, b: F.group_norm(x.transpose(1, 2), 3, g, b).transpose(1, 2)  # noqa: E731
+    compare((y, dx, *dp), autograd(torchs, dy, x, g, b))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_is_torchs(causal: bool) -> None:
+    q, k, value, dy = (normal(2, 5, 3, 4, seed=seed) for seed in range(4))
+    y, cache = attention_forward(q, k, value, np.ones((2, 5), bool), reach=(None, 0) if causal else None)
+
+    def torchs(*inputs: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in inputs), is_causal=causal).transpose(1, 2)
+
+    compare((y, *attention_backward(dy, cache)), autograd(torchs, dy, q, k, value))
+
+
+@pytest.mark.parametrize(("K", "stride", "pad"), [(10, 5, 0), (3, 2, 1), (4, 1, 2), (2, 3, 0)])
+def test_conv1d_is_torchs(K: int, stride: int, pad: int) -> None:
+    x, W, b = normal(2, 17, 3), normal(K, 3, 4), normal(4)
+    y, cache = conv1d_forward(x, np.ones((2, 17), bool), Conv1dParams(W, b), stride=stride, pad=pad)
+    dy = normal(*y.shape, seed=1)
+    dx, dp = conv1d_backward(dy, cache)
+
+    def torchs(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return F.conv1d(x.transpose(1, 2), W.permute(2, 1, 0), b, stride, pad).transpose(1, 2)
+
+    compare((y, dx, *dp), autograd(torchs, dy, x, W, b))
+
+
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("K", [5, 4, 1])
-def test_depthwise_conv_is_torchs(K: int) -> None:
+def test_depthwise_conv_is_torchs(K: int, causal: bool) -> None:
     x, W, b, dy = normal(2, 7, 3), normal(K, 3), normal(3), normal(2, 7, 3, seed=1)
-    y, cache = depthwise_conv_forward(x, np.ones((2, 7), bool), DepthwiseConvParams(W, b))
+    y, cache = depthwise_conv_forward(x, np.ones((2, 7), bool), DepthwiseConvParams(W, b), causal=causal)
     dx, dp = depthwise_conv_backward(dy, cache)
 
     def torchs(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        padded = F.pad(x.transpose(1, 2), ((K - 1) // 2, K // 2))
+        padded = F.pad(x.transpose(1, 2), (K - 1, 0) if causal else ((K - 1) // 2, K // 2))
         return F.conv1d(padded, W.T[:, None], b, groups=3).transpose(1, 2)
 
     compare((y, dx, *dp), autograd(torchs, dy, x, W, b))
@@ -306,5 +348,19 @@ def test_conv2d_is_torchs(frames: int, bins: int) -> None:
 
     def torchs(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return F.conv2d(x.permute(0, 3, 1, 2), W.permute(3, 2, 0, 1), b, stride=2, padding=1).permute(0, 2, 3, 1)
+
+    compare((y, dx, *dp), autograd(torchs, dy, x, W, b))
+
+
+@pytest.mark.parametrize(("frames", "bins"), [(7, 6), (8, 5), (1, 1)])
+def test_depthwise_conv2d_is_torchs(frames: int, bins: int) -> None:
+    x, W, b = normal(2, frames, bins, 3), normal(3, 3, 3), normal(3)
+    y, cache = depthwise_conv2d_forward(x, np.ones((2, frames), bool), DepthwiseConv2dParams(W, b))
+    dy = normal(*y.shape, seed=1)
+    dx, dp = depthwise_conv2d_backward(dy, cache)
+
+    def torchs(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        kernel = W.permute(2, 0, 1)[:, None]
+        return F.conv2d(x.permute(0, 3, 1, 2), kernel, b, stride=2, padding=1, groups=3).permute(0, 2, 3, 1)
 
     compare((y, dx, *dp), autograd(torchs, dy, x, W, b))

@@ -102,11 +102,12 @@ class Subsampling(nn.Module):
 
     def __init__(self, p: Tree):
         super().__init__()
-        self.conv1, self.conv2, self.out = Conv2d(p["conv1"]), Conv2d(p["conv2"]), Linear(p["out"])
+        self.convs = nn.ModuleList(Conv2d(p["convs"][str(n)]) for n in range(len(p["convs"])))
+        self.out = Linear(p["out"])
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         x = x[:, None].masked_fill(~valid_frames(lengths, x.shape[1])[:, None, :, None], 0)  # clears NaN, too
-        for conv in (self.conv1, self.conv2):
+        for conv in self.convs:
             x, lengths = conv(x).relu(), (lengths + 1) // 2
             x = x.masked_fill(~valid_frames(lengths, x.shape[2])[:, None, :, None], 0)
         return self.out(x.permute(0, 2, 3, 1).flatten(2)), lengths  # each frame as (frequency, channel)
@@ -280,8 +281,10 @@ class TorchHRA(nn.Module):
         running, layers = p.get("statistics", {}), p["backbone"]["layers"]
         self.statistics = nn.ModuleList(Leaf(running[str(l)], buffers=True) for l in range(len(running)))
         blocks = nn.ModuleList(Block(layers[str(l)], heads, bool(running)) for l in range(len(layers)))
-        entrance, readout = Subsampling(p["backbone"]["subsampling"]), Linear(p["backbone"]["readout"])
-        self.backbone = nn.ModuleDict({"subsampling": entrance, "layers": blocks, "readout": readout})
+        entrance, readout = Subsampling(p["backbone"]["front_end"]), Linear(p["backbone"]["readout"]["linear"])
+        self.backbone = nn.ModuleDict(
+            {"front_end": entrance, "layers": blocks, "readout": nn.ModuleDict({"linear": readout})}
+        )
         self.tasks = tuple(t for t in tasks if t != "base") if cell else ()
         self.adapter = Adapter(p["adapter"], cell, self.tasks, heads_mode) if cell else None
         if unused := set(named) - set(self.state_dict()):
@@ -296,9 +299,9 @@ class TorchHRA(nn.Module):
 
     def forward(self, features: Tensor, lengths: Tensor, tasks: Tasks = None) -> tuple[Tensor, Tensor]:
         """(B, T, F), (B,), one task a row (None: all "base") -> logits (B, T4, V), lengths (B,)."""
-        weight = self.backbone["readout"].W
+        weight = self.backbone["readout"]["linear"].W
         features = torch.as_tensor(features, dtype=weight.dtype, device=weight.device)
-        x, lengths = self.backbone["subsampling"](features, torch.as_tensor(lengths, device=weight.device))
+        x, lengths = self.backbone["front_end"](features, torch.as_tensor(lengths, device=weight.device))
         valid = valid_frames(lengths, x.shape[1])
         table, visible = position_table(x), visible_keys(valid, self.reach)
         tasks = ["base"] * len(x) if tasks is None else list(tasks)
@@ -315,7 +318,7 @@ class TorchHRA(nn.Module):
                 everyone = len(rows) == len(x)
                 h = self.adapter.controller(x if everyone else x[index], h)
                 x = x + head(h) if everyone else x.index_add(0, index, head(h))
-        return self.backbone["readout"](x), lengths
+        return self.backbone["readout"]["linear"](x), lengths
 
     def loss(self, features: Tensor, lengths: Tensor, labels: list[list[int]], tasks: Tasks = None) -> Tensor:
         """CTC, the mean over the utterances whose labels fit into their frames (0 where there is none)."""

@@ -8,7 +8,8 @@ paper, USM, has C = 1536, 32 layers and 2 billion parameters.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from minihra.adapters.parts import CELLS, HEADS, count_shapes, known
+from minihra.adapters.parts import CELLS, HEADS, known
+from minihra.tree import count
 
 RESIDUAL_ADAPTER_WIDTH = 64
 
@@ -42,8 +43,8 @@ def count_hra(
     if min(width, state_size, bottleneck) < 1 or tasks < 0:
         raise ValueError("width, state size and bottleneck must be at least 1, and tasks at least 0")
     known("cell", cell, CELLS), known("head", head, HEADS)
-    shared = count_shapes(CELLS[cell].shapes(width, state_size))
-    per_task = count_shapes(HEADS[head](width, state_size, bottleneck))
+    shared = count(CELLS[cell].shapes(width, state_size))
+    per_task = count(HEADS[head](width, state_size, bottleneck))
     return shared, per_task, shared + tasks * per_task
 
 

@@ -30,23 +30,30 @@ def controller_hash(cell: str, controller: CellParams) -> str:
     return digest.hexdigest()
 
 
-def save_adapter(hra: HRA, path: str | Path) -> None:
-    """Write the controller and all heads of `hra` to a safetensors file.
+def save_adapter(hra: HRA, path: str | Path, *, backbone_sha256: str | None = None) -> None:
+    """Write the controller and all heads of `hra` to a safetensors file, whose metadata names the backbone if given.
 
     Raises:
         FileNotFoundError: the folder does not exist.
     """
-    _write(path, hra.p, "hra", hra, tasks=json.dumps(hra.task_names))
+    backbone = {} if backbone_sha256 is None else {"backbone_sha256": backbone_sha256}
+    _write(path, hra.p, "hra", hra, tasks=json.dumps(hra.task_names), **backbone)
 
 
-def load_adapter(path: str | Path) -> HRA:
+def load_adapter(path: str | Path, *, backbone_sha256: str | None = None) -> HRA:
     """Read an HRA that `save_adapter` wrote.
 
     Raises:
-        ValueError: the file is not such a file, is damaged, or holds other tensors than its sizes ask for.
+        ValueError: the file is not such a file, is damaged, or holds other tensors than its sizes ask for; or it names
+            another backbone than the one given.
         FileNotFoundError: there is no such file.
     """
     tensors, metadata = _read(path, "hra")
+    theirs = metadata.get("backbone_sha256")
+    if None not in (theirs, backbone_sha256) and theirs != backbone_sha256:
+        raise ValueError(
+            f"{path}: this adapter is for the backbone {theirs}, but the backbone given is {backbone_sha256}"
+        )
     try:
         width, state_size = int(metadata["width"]), int(metadata["state_size"])
         bottleneck = int(metadata["bottleneck"]) if metadata["head"] == "ffn" else None

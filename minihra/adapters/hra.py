@@ -21,9 +21,9 @@ from minihra.adapters.controller import (
     depth_step_forward,
     group_tasks,
 )
-from minihra.adapters.parts import CELLS, HEADS, count_shapes, initial_controller, initial_head, known
+from minihra.adapters.parts import CELLS, HEADS, initial_controller, initial_head, known
 from minihra.arrays import Array, array_module
-from minihra.tree import count
+from minihra.tree import count, map_leaves
 
 
 class ParameterCount(NamedTuple):
@@ -74,13 +74,17 @@ class HRA:
         """The names of the tasks, in the order in which they were added."""
         return tuple(self.p.heads)
 
-    def add_task(self, name: str) -> None:
-        """Add a task, whose head changes nothing until it is trained.
+    def add_task(self, name: str, like: str | None = None) -> None:
+        """Add a task, whose head changes nothing until it is trained; or starts as a copy of the task `like`.
 
         Raises:
-            ValueError: the name is no text, taken, empty, or "base", the name of the frozen model.
+            ValueError: the name is no text, taken, empty, or "base", the name of the frozen model; or there is no task
+                `like`.
         """
         self.check_new_name(name)
+        if like is not None:
+            self.p.heads[name] = map_leaves(lambda leaf: leaf.copy(), self.p.heads[known("task", like, self.p.heads)])
+            return
         shapes = HEADS[self.head](self.width, self.state_size, self.bottleneck)
         self.p.heads[name] = initial_head(shapes, self._rng, self.dtype)
 
@@ -105,7 +109,7 @@ class HRA:
         """Count the parameters, and their share of `backbone`, the number of parameters of the frozen model."""
         shapes = HEADS[self.head](self.width, self.state_size, self.bottleneck)
         shared, total = count(self.p.controller), count(self.p)
-        per_task = count_shapes(shapes)
+        per_task = count(shapes)
         return ParameterCount(shared, per_task, len(self.p.heads), total, backbone and total / backbone)
 
     def edit(self, tasks: Sequence[str], *, train_controller: bool = True) -> "HRAEdit | None":

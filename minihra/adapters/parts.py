@@ -19,20 +19,9 @@ from minihra.layers.linear import LinearParams
 from minihra.layers.no_recurrence import NoRecurrenceParams
 from minihra.layers.rnn import RNNParams
 from minihra.ops import PAIRS, Pair
-from minihra.tree import Tree
+from minihra.tree import Shape
 
 CellParams = GRUParams | IndRNNParams | RNNParams | LiGRUParams | NoRecurrenceParams
-
-
-class Shape(NamedTuple):
-    """The size of a leaf that need not exist: what parameter accounting counts."""
-
-    dims: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """The number of elements."""
-        return math.prod(self.dims)
 
 
 class Cell(NamedTuple):
@@ -80,7 +69,7 @@ def known(kind: str, name: str, table: dict) -> str:
 
 def weight(shape: Shape, rng: np.random.Generator) -> Array:
     """Return a matrix (fan-in, ...) of variance 1 / fan-in."""
-    return rng.standard_normal(shape.dims) / math.sqrt(shape.dims[0])
+    return rng.standard_normal(shape.shape) / math.sqrt(shape.shape[0])
 
 
 def initial_controller(cell: str, C: int, H: int, rng: np.random.Generator, dtype: np.dtype) -> CellParams:
@@ -88,8 +77,8 @@ def initial_controller(cell: str, C: int, H: int, rng: np.random.Generator, dtyp
 
     def leaf(name: str, shape: Shape) -> Array:
         if name == "u":
-            return rng.uniform(0, 1, shape.dims)
-        return weight(shape, rng) if name in ("W", "U") else np.zeros(shape.dims)
+            return rng.uniform(0, 1, shape.shape)
+        return weight(shape, rng) if name in ("W", "U") else np.zeros(shape.shape)
 
     shapes = CELLS[cell].shapes(C, H)
     return type(shapes)(*(leaf(name, s).astype(dtype) for name, s in zip(shapes._fields, shapes, strict=True)))
@@ -99,14 +88,9 @@ def initial_head(shapes: HeadParams, rng: np.random.Generator, dtype: np.dtype) 
     """Return the initial parameters of a head, whose last map is zero."""
 
     def zero(p: LinearParams) -> LinearParams:
-        return LinearParams(np.zeros(p.W.dims, dtype), np.zeros(p.b.dims, dtype))
+        return LinearParams(np.zeros(p.W.shape, dtype), np.zeros(p.b.shape, dtype))
 
     if isinstance(shapes, LinearParams):
         return zero(shapes)
-    up = LinearParams(weight(shapes.up.W, rng).astype(dtype), np.zeros(shapes.up.b.dims, dtype))
+    up = LinearParams(weight(shapes.up.W, rng).astype(dtype), np.zeros(shapes.up.b.shape, dtype))
     return FFNHeadParams(up, zero(shapes.down))
-
-
-def count_shapes(shapes: Tree) -> int:
-    """Return the number of parameters of a tree of `Shape`."""
-    return shapes.size if isinstance(shapes, Shape) else sum(count_shapes(child) for child in shapes)

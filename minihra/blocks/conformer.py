@@ -1,6 +1,6 @@
 """A Conformer with a linear readout, behind the backbone protocol. Gulati et al. 2020, 2005.08100.
 
-features (B, T, F) -> subsampling -> L blocks -> readout -> logits (B, T4, V)
+features (B, T, F) -> front end -> L blocks -> (norm ->) readout -> logits (B, T', V)
 """
 
 from dataclasses import dataclass
@@ -9,74 +9,48 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minihra.arrays import Array, array_module
+from minihra.blocks.config import ConformerConfig, Subsampling
 from minihra.blocks.conformer_block import (
     SITES,
+    STEPS,
     ConformerBlockCache,
     ConformerBlockParams,
     conformer_block_backward,
     conformer_block_forward,
 )
+from minihra.blocks.parameters import ConformerParams, ReadoutParams, Statistics
 from minihra.blocks.protocol import Context, Edit, Training
+from minihra.blocks.self_attention import position_table
+from minihra.blocks.stages import StageParams, StagesCache, stages_backward, stages_forward
 from minihra.blocks.subsampling import (
     SubsamplingCache,
     SubsamplingParams,
     subsampling_backward,
     subsampling_forward,
 )
-from minihra.layers.attention import Reach, relative_positions
-from minihra.layers.linear import LinearCache, LinearParams
-from minihra.layers.norms import BatchStatistics
+from minihra.layers.linear import LinearCache
+from minihra.layers.norms import LayerNormCache
 from minihra.masks import valid_from_lengths
-from minihra.ops import linear_backward, linear_forward
+from minihra.ops import layer_norm_backward, layer_norm_forward, linear_backward, linear_forward
 from minihra.tree import Tree
 
-
-@dataclass(frozen=True)
-class ConformerConfig:
-    """Sizes of a Conformer.
-
-    Raises:
-        ValueError: a size is impossible.
-    """
-
-    labels: int  # V, with the blank
-    mels: int = 40  # F
-    width: int = 96  # C
-    layers: int = 4  # L
-    heads: int = 4  # A
-    kernel: int = 15  # K
-    expansion: int = 4  # the feed-forward module is expansion * C wide
-    conv_norm: str = "batch"  # the convolution module's inner norm: "batch" or "layer"
-    reach: Reach = None  # frames that attention sees to the left and right, after subsampling
-
-    def __post_init__(self) -> None:
-        for size in ("labels", "mels", "width", "layers", "heads", "kernel", "expansion"):
-            if getattr(self, size) < 1:
-                raise ValueError(f"{size} must be at least 1, got {getattr(self, size)}")
-        if self.width % self.heads or self.width % 2:
-            raise ValueError(f"width must be even and a multiple of heads = {self.heads}, got {self.width}")
-        if self.conv_norm not in ("batch", "layer"):
-            raise ValueError(f"conv_norm must be 'batch' or 'layer', got {self.conv_norm!r}")
+FrontEndCache = SubsamplingCache | StagesCache
 
 
-class ConformerParams(NamedTuple):
-    """Parameters of a Conformer."""
+class ReadoutCache(NamedTuple):
+    """What `Conformer.readout_backward` reads."""
 
-    subsampling: SubsamplingParams
-    layers: tuple[ConformerBlockParams, ...]
-    readout: LinearParams  # (C, V)
+    norm: LayerNormCache | None
+    linear: LinearCache
 
 
 @dataclass
 class Conformer:
-    """A Conformer as a backbone. Frozen, it runs as at inference, and its backward gives no gradients of its own.
-
-    `statistics` holds the running statistics of each layer's convolution module, None for a layer norm.
-    """
+    """A Conformer as a backbone. Frozen, it runs as at inference, and its backward gives no gradients of its own."""
 
     config: ConformerConfig
     p: ConformerParams
-    statistics: tuple[BatchStatistics | None, ...]
+    statistics: Statistics
     frozen: bool = True
     sites = SITES
 
@@ -92,8 +66,8 @@ class Conformer:
 
     def embed(
         self, inputs: Array, lengths: Array, training: Training | None = None
-    ) -> tuple[Array, Context, SubsamplingCache | None]:
-        """Map features (B, T, F) of `lengths` (B,) frames to x (B, T4, C); padding may hold anything, NaN too.
+    ) -> tuple[Array, Context, FrontEndCache | None]:
+        """Map features (B, T, F) of `lengths` (B,) frames to x (B, T', C); padding may hold anything, NaN too.
 
         Raises:
             ValueError: the features have no utterance or frame, another number of mel bins than the model, or lengths
@@ -106,20 +80,26 @@ class Conformer:
             raise ValueError(f"{len(lengths)} lengths were given for a batch of {len(inputs)} utterances")
         if self.frozen and training is not None:
             raise ValueError("a frozen model runs as at inference: it takes no training step")
+        params, form = not self.frozen, self.config.front_end
+        if (short := form.least - inputs.shape[1]) > 0:  # too few for one frame of x: it is a padded one
+            inputs = xp.concatenate([inputs, xp.zeros((len(inputs), short, F), inputs.dtype)], axis=1)
         valid = valid_from_lengths(lengths, inputs.shape[1], xp)
-        params = not self.frozen
-        x, valid, cache = subsampling_forward(inputs, valid, self.p.subsampling, params=params)
-        positions = relative_positions(x.shape[1], x.shape[2], x.dtype, xp)
+        if isinstance(form, Subsampling):
+            x, valid, cache = subsampling_forward(inputs, valid, self.p.front_end, scale=form.scale, params=params)
+        else:
+            x, valid, cache = stages_forward(inputs, valid, self.p.front_end, stages=form.stages, params=params)
+        positions = position_table(x.shape[1], x.shape[2], self.config.form.attention, x.dtype, xp)
         return x, Context(valid, positions, training), cache if params else None
 
-    def embed_backward(self, dx: Array, cache: SubsamplingCache) -> SubsamplingParams:
-        """Return the gradient of the front end for dx (B, T4, C)."""
-        return subsampling_backward(dx, cache)[1]
+    def embed_backward(self, dx: Array, cache: FrontEndCache) -> SubsamplingParams | tuple[StageParams, ...]:
+        """Return the gradient of the front end for dx (B, T', C)."""
+        backward = subsampling_backward if isinstance(cache, SubsamplingCache) else stages_backward
+        return backward(dx, cache)[1]
 
     def layer_forward(
-        self, l: int, x: Array, context: Context, edit: Edit | None, carry: Any
+        self, l: int, x: Array, context: Context, edit: Edit | None, carry: Any, *, keep: bool = True
     ) -> tuple[Array, Any, ConformerBlockCache]:
-        """Return x (B, T4, C) after layer l, the carry and the cache."""
+        """Return x (B, T', C) after layer l, the carry and the cache; with `keep=False`, of no use for a backward."""
         return conformer_block_forward(
             x,
             context,
@@ -128,9 +108,10 @@ class Conformer:
             l=l,
             edit=edit,
             carry=carry,
-            reach=self.config.reach,
+            form=self.config.form,
             params=not self.frozen,
             below=not self.frozen or (edit is not None and l > 0),
+            keep=keep,
         )
 
     def layer_backward(
@@ -139,17 +120,25 @@ class Conformer:
         """Return dx, dcarry, dp and dedit; dx is None where nothing further down is trained."""
         return conformer_block_backward(dx, dcarry, cache, l=l)
 
-    def readout_forward(self, x: Array, context: Context) -> tuple[Array, LinearCache]:
-        """Return logits (B, T4, V) for x (B, T4, C)."""
-        return linear_forward(x, self.p.readout, params=not self.frozen)
+    def readout_forward(self, x: Array, context: Context) -> tuple[Array, ReadoutCache]:
+        """Return logits (B, T', V) for x (B, T', C)."""
+        params, p, norm = not self.frozen, self.p.readout, None
+        if p.norm is not None:
+            x, norm = layer_norm_forward(x, p.norm, eps=self.config.out_norm, params=params)
+        y, linear = linear_forward(x, p.linear, params=params)
+        return y, ReadoutCache(norm, linear)
 
-    def readout_backward(self, dy: Array, cache: LinearCache) -> tuple[Array, LinearParams | None]:
-        """Return dx (B, T4, C) and dp for dy (B, T4, V)."""
-        return linear_backward(dy, cache)
+    def readout_backward(self, dy: Array, cache: ReadoutCache) -> tuple[Array, ReadoutParams | None]:
+        """Return dx (B, T', C) and dp for dy (B, T', V)."""
+        dx, dlinear = linear_backward(dy, cache.linear)
+        dnorm = None
+        if cache.norm is not None:
+            dx, dnorm = layer_norm_backward(dx, cache.norm)
+        return dx, None if dlinear is None else ReadoutParams(dnorm, dlinear)
 
     def draw_dropout(self, rate: float, batch: int, frames: int, rng: np.random.Generator) -> Training:
         """Draw the masks of one training step for `batch` utterances of at most `frames` feature frames."""
         if rate == 0:
             return Training(None, 0.0)
-        shape = (self.depth, len(SITES) - 1, batch, -(-frames // 4), self.config.width)
+        shape = (self.depth, len(STEPS), batch, max(1, self.config.front_end.frames(frames)), self.config.width)
         return Training(rng.random(shape, dtype=np.float32) >= rate, rate)

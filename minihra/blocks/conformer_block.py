@@ -6,6 +6,9 @@
     x = x + 1/2 ffn2(x)
     x = norm(x)                    then the site "block", where HRA adds its head:  x = x + u
 
+In general x = a x + w u: the weights (a, w) of the four steps are values, as everything else that sets one model of
+this kind apart from another; see BlockForm.
+
 A frozen block below the first edit has nothing to train in or under it. Its branches keep no cache, and the backward
 stops.
 """
@@ -27,21 +30,36 @@ from minihra.blocks.feed_forward import (
 )
 from minihra.blocks.protocol import Context, Edit
 from minihra.blocks.self_attention import (
+    Attention,
     SelfAttentionCache,
     SelfAttentionParams,
     self_attention_backward,
     self_attention_forward,
 )
-from minihra.layers.attention import Reach
 from minihra.layers.dropout import DropoutCache
-from minihra.layers.norms import BatchStatistics, LayerNormCache, LayerNormParams
+from minihra.layers.norms import EPS, BatchStatistics, LayerNormCache, LayerNormParams
 from minihra.ops import dropout_backward, dropout_forward, layer_norm_backward, layer_norm_forward
 from minihra.tree import Tree, add
 
-STEPS = (("ffn1", 0.5), ("attention", 1.0), ("conv", 1.0), ("ffn2", 0.5))
-"""The residual steps and their weights w."""
+STEPS = ("ffn1", "attention", "conv", "ffn2")
+"""The residual steps."""
 
-SITES = (*(site for site, _ in STEPS), "block")
+SITES = (*STEPS, "block")
+
+Weights = tuple[tuple[float, float], ...]
+"""The weights (a, w) of x and u in each residual step."""
+
+MACARON: Weights = ((1.0, 0.5), (1.0, 1.0), (1.0, 1.0), (1.0, 0.5))
+
+
+class BlockForm(NamedTuple):
+    """What a block's parameters do not tell of how it computes."""
+
+    attention: Attention
+    causal: bool = False  # the convolution sees no later frame
+    activation: str = "swish"
+    eps: float = EPS  # of the layer norms
+    weights: Weights = MACARON
 
 
 class ConformerBlockParams(NamedTuple):
@@ -76,6 +94,7 @@ class ConformerBlockCache(NamedTuple):
     norm: LayerNormCache | None
     edit: EditCache | None
     statistics: BatchStatistics | None
+    weights: Weights
 
 
 def branch_forward(
@@ -84,20 +103,31 @@ def branch_forward(
     context: Context,
     statistics: BatchStatistics | None,
     p: ConformerBlockParams,
-    reach: Reach,
+    form: BlockForm,
     params: bool,
 ) -> tuple[Array, BatchStatistics | None, FeedForwardCache | SelfAttentionCache | ConvolutionCache]:
     """Return the branch u (B, T, C) of the step `site`, the running statistics and the cache."""
     match site:
         case "attention":
             u, cache = self_attention_forward(
-                x, context.positions, context.valid, p.attention, reach=reach, params=params
+                x, context.positions, context.valid, p.attention, form=form.attention, eps=form.eps, params=params
             )
         case "conv":
-            train = context.training is not None
-            u, statistics, cache = convolution_forward(x, context.valid, statistics, p.conv, train=train, params=params)
+            u, statistics, cache = convolution_forward(
+                x,
+                context.valid,
+                statistics,
+                p.conv,
+                causal=form.causal,
+                activation=form.activation,
+                eps=form.eps,
+                train=context.training is not None,
+                params=params,
+            )
         case "ffn1" | "ffn2":
-            u, cache = feed_forward_forward(x, getattr(p, site), params=params)
+            u, cache = feed_forward_forward(
+                x, getattr(p, site), activation=form.activation, eps=form.eps, params=params
+            )
     return u, statistics, cache
 
 
@@ -134,32 +164,36 @@ def conformer_block_forward(
     statistics: BatchStatistics | None,
     p: ConformerBlockParams,
     *,
+    form: BlockForm,
     l: int = 0,
     edit: Edit | None = None,
     carry: Any = None,
-    reach: Reach = None,
     params: bool = True,
     below: bool = True,
+    keep: bool = True,
 ) -> tuple[Array, Any, ConformerBlockCache]:
     """Map x (B, T, C) through layer l. Returns x (B, T, C), the edit's carry and the cache.
 
-    `below` says that the gradient of the input is wanted: something further down is trained.
+    `below` says that the gradient of the input is wanted: something further down is trained. `keep=False` says that no
+    backward follows at all.
     """
-    steps, wanted = [], below or params
-    for s, (site, weight) in enumerate(STEPS):
-        u, statistics, branch = branch_forward(site, x, context, statistics, p, reach, params)  # (1)
+    steps, wanted = [], keep and (below or params)
+    for s, (site, (a, w)) in enumerate(zip(STEPS, form.weights, strict=True)):
+        u, statistics, branch = branch_forward(site, x, context, statistics, p, form, params)  # (1)
         dropout = None
         if context.training is not None and context.training.keep is not None:
             u, dropout = dropout_forward(u, context.training.keep[l, s], rate=context.training.rate)  # (2)
         u, carry, edited = edit_forward(edit, site, l, x, u, carry)  # (3)
-        x = x + weight * u  # (4)
-        steps.append(StepCache(branch if wanted else None, dropout, edited))
-        wanted = wanted or edited is not None
-    x, norm = layer_norm_forward(x, p.norm, params=params)  # (5)
+        x = a * x + w * u  # (4)
+        steps.append(StepCache(branch if wanted else None, dropout, edited if keep else None))
+        branch = None  # where nobody wants it, it must not live on beside the next one
+        wanted = wanted or (keep and edited is not None)
+    x, norm = layer_norm_forward(x, p.norm, eps=form.eps, params=params)  # (5)
     u, carry, edited = edit_forward(edit, "block", l, x, None, carry)  # (6)
     if u is not None:
         x = x + u  # (7)
-    return x, carry, ConformerBlockCache(tuple(steps), norm if wanted else None, edited, statistics)
+    norm, edited = norm if wanted else None, edited if keep else None
+    return x, carry, ConformerBlockCache(tuple(steps), norm, edited, statistics, form.weights)
 
 
 def conformer_block_backward(
@@ -171,8 +205,8 @@ def conformer_block_backward(
         return None, dcarry, None, dedit
     dx, dnorm = layer_norm_backward(dx, cache.norm)  # (5)
     dbranches = {}
-    for step, (site, weight) in zip(reversed(cache.steps), reversed(STEPS), strict=True):
-        dx, du, dcarry, dedit = edit_backward(site, l, dx, weight * dx, dcarry, dedit, step.edit)  # (4) (3)
+    for step, site, (a, w) in zip(reversed(cache.steps), reversed(STEPS), reversed(cache.weights), strict=True):
+        dx, du, dcarry, dedit = edit_backward(site, l, a * dx, w * dx, dcarry, dedit, step.edit)  # (4) (3)
         if step.branch is None:
             return None, dcarry, None, dedit
         if step.dropout is not None:

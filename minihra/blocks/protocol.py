@@ -23,7 +23,7 @@ class Context(NamedTuple):
     """What all layers share, made once for each batch."""
 
     valid: Array  # (B, T)
-    positions: Array  # (2T-1, C)
+    positions: Any  # the table of blocks/self_attention.py
     training: Training | None
 
 
@@ -58,9 +58,9 @@ class Backbone(Protocol):
         ...
 
     def layer_forward(
-        self, l: int, x: Array, context: Context, edit: Edit | None, carry: Any
+        self, l: int, x: Array, context: Context, edit: Edit | None, carry: Any, *, keep: bool = True
     ) -> tuple[Array, Any, Any]:
-        """Return x after layer l, the carry and the cache."""
+        """Return x after layer l, the carry and the cache; `keep=False` says that no backward follows."""
         ...
 
     def layer_backward(self, l: int, dx: Array, dcarry: Any, cache: Any) -> tuple[Array | None, Any, Tree, Tree]:

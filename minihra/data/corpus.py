@@ -11,9 +11,9 @@ from tqdm import tqdm
 from minihra.arrays import Array
 from minihra.data.faults import Faults
 from minihra.data.manifest import Row
-from minihra.speech.alphabet import Alphabet
-from minihra.speech.audio import read_audio
-from minihra.speech.features import LogMel
+from minihra.speech.audio import at_speed, read_audio
+from minihra.speech.features import Features
+from minihra.speech.tokenizers import Tokenizer
 
 
 class Utterance(NamedTuple):
@@ -21,32 +21,35 @@ class Utterance(NamedTuple):
 
     features: Array  # (T, F)
     labels: tuple[int, ...]
-    text: str
+    text: str  # as the model would write it
     task: str
     place: str  # where it comes from, for messages
 
 
 def load_utterances(
     rows: Sequence[Row],
-    log_mel: LogMel,
-    alphabet: Alphabet | None,
+    features: Features,
+    tokenizer: Tokenizer,
     faults: Faults,
     *,
+    labelled: bool = True,
     task_by: str | None = None,
+    speeds: Sequence[float] = (1.0,),
     title: str = "reading",
 ) -> list[Utterance]:
-    """Return the utterance of each row; one that is bad is added to `faults` and left out.
+    """Return the utterance of each row, at each of `speeds`; a row that is bad is added to `faults` and left out.
 
-    Without an `alphabet` there are no labels: for evaluation, whose texts may hold any character. The task is the
-    field `task_by`, or "base".
+    Where they are not to be `labelled` there are no labels: for evaluation, whose texts may hold any character. The
+    task is the field `task_by`, or "base".
     """
     utterances = []
     for row in tqdm(rows, desc=title, unit="recording", disable=None, leave=False):
         try:
             task = "base" if task_by is None else task_of(row, task_by)
-            labels = () if alphabet is None else tuple(alphabet.encode(row.text))
-            features = log_mel(read_audio(row.path, log_mel.sample_rate))
-            utterances.append(Utterance(features, labels, row.text, task, row.place))
+            labels = tuple(tokenizer.encode(row.text)) if labelled else ()
+            samples, text = read_audio(row.path, features.sample_rate), tokenizer.reference(row.text)
+            heard = [features(at_speed(samples, speed)) for speed in speeds]
+            utterances += [Utterance(frames, labels, text, task, row.place) for frames in heard]
         except (OSError, ValueError) as error:
             faults.add(f"{row.place}: {error}")
     return utterances

@@ -28,7 +28,7 @@ def rows_of_folder(folder: Path, faults: Faults) -> list[dict[str, str]]:
             faults.add(f"{path}: no {text.name} beside it says what is said in it")
             continue
         try:
-            words = text.read_text(encoding="utf-8").split()
+            words = text.read_text(encoding="utf-8-sig").split()  # -sig: Windows may write a mark before it
         except ValueError as error:
             faults.add(f"{text}: not a text in UTF-8 ({error})")
             continue

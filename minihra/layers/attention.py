@@ -1,61 +1,29 @@
-"""Multi-head attention with the relative positions of Transformer-XL. Dai et al. 2019, 1901.02860, section 3.3.
+"""Multi-head attention by content alone. Vaswani et al. 2017, 1706.03762, section 3.2.
 
-    s_ij = ((q_i + u) . k_j + (q_i + v) . r_{i-j}) / sqrt(D)     q, k, value (B, T, A, D); u, v (A, D)
+    s_ij = q_i . k_j / sqrt(D)                                   q, k, value (B, T, A, D)
     y_i  = sum_j softmax_j(s_ij) value_j                         over the valid frames j that i can reach
-    r_p  = (row of the sinusoid table for position p) W          p = T-1, ..., -(T-1), so R = 2T-1 rows
 
-(q_i + u) . k_j holds the paper's terms (a) and (c), by content; (q_i + v) . r_{i-j} its terms (b) and (d), by position.
-
-The relative shift. The product of q_i + v with all R rows of r gives w (T, R), whose column c belongs to position
-p = T-1-c. The score of the pair (i, j) therefore stands in row i, column T-1-i+j, that is at
-
-    i R + T-1-i+j  =  (T-1) + i (R-1) + j
-
-in memory: from offset T-1 on, w read with rows of length R-1 IS the shifted matrix. Nothing is copied, and the backward
-writes through the same view. (For i, j < T the address is at most 2T(T-1), which lies inside the T R elements.)
+It has no parameters. relative_attention.py and shaw_attention.py add to the scores what depends on the distance of i
+and j; rotary.py turns q and k beforehand instead.
 """
 
 import math
-from types import ModuleType
 from typing import NamedTuple
 
-import numpy as np
-
-from minihra.arrays import Array, array_module, as_strided
+from minihra.arrays import Array, array_module
 from minihra.layers.softmax import MaskedSoftmaxCache, masked_softmax_backward, masked_softmax_forward
 
 Reach = tuple[int | None, int | None] | None
 """How many frames attention sees to the left and to the right; None = all."""
 
 
-class RelativePositionParams(NamedTuple):
-    """Parameters of the relative positions."""
-
-    W: Array  # (C, A D)  projects the sinusoids
-    u: Array  # (A, D)  bias of the queries towards content
-    v: Array  # (A, D)  bias of the queries towards positions
-
-
-class RelativeAttentionCache(NamedTuple):
-    """What `relative_attention_backward` reads."""
+class AttentionCache(NamedTuple):
+    """What `attention_backward` reads."""
 
     q: Array  # (B, A, T, D)
     k: Array  # (B, A, T, D)
     value: Array  # (B, A, T, D)
-    r: Array  # (A, R, D)
     weights: MaskedSoftmaxCache  # y (B, A, T, T)
-    positions: Array | None  # (R, C)  None when the parameters are frozen
-    p: RelativePositionParams
-
-
-def relative_positions(T: int, C: int, dtype: np.dtype, xp: ModuleType = np) -> Array:
-    """Return the table (2T-1, C) of sinusoids for positions T-1, ..., -(T-1): sine in even columns, cosine in odd ones.
-
-    Column pair i turns at 10000^(-2i/C) radians a frame (Vaswani et al. 2017, 1706.03762, section 3.5). C is even.
-    """
-    position = np.arange(T - 1, -T, -1.0)[:, None]
-    angle = position * 10000.0 ** (-np.arange(0, C, 2) / C)
-    return xp.asarray(np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(2 * T - 1, C).astype(dtype))
 
 
 def attention_mask(valid: Array, reach: Reach) -> Array:
@@ -71,52 +39,22 @@ def attention_mask(valid: Array, reach: Reach) -> Array:
     return mask
 
 
-def relative_shift(w: Array) -> Array:
-    """View w (B, A, T, R) as the shifted scores (B, A, T, T): see the top of this file. `w` must be contiguous."""
-    B, A, T, R = w.shape
-    b, a, _, one = w.strides
-    return as_strided(w[..., T - 1 :], (B, A, T, T), (b, a, (R - 1) * one, one))
-
-
-def relative_attention_forward(
-    q: Array,
-    k: Array,
-    value: Array,
-    positions: Array,
-    valid: Array,
-    p: RelativePositionParams,
-    *,
-    reach: Reach = None,
-    params: bool = True,
-) -> tuple[Array, RelativeAttentionCache]:
-    """Attend: q, k, value (B, T, A, D), positions (2T-1, C), valid (B, T) -> y (B, T, A, D), 0 on padded frames."""
-    A, D = p.u.shape
+def attention_forward(
+    q: Array, k: Array, value: Array, valid: Array, *, reach: Reach = None
+) -> tuple[Array, AttentionCache]:
+    """Attend: q, k, value (B, T, A, D), valid (B, T) -> y (B, T, A, D), 0 on padded frames."""
     q, k, value = (x.swapaxes(1, 2) for x in (q, k, value))  # (B, A, T, D)
-    r = (positions @ p.W).reshape(-1, A, D).swapaxes(0, 1)  # (1)  (A, R, D)
-    content = (q + p.u[:, None]) @ k.swapaxes(2, 3)  # (2)  (B, A, T, T)
-    w = (q + p.v[:, None]) @ r.swapaxes(1, 2)  # (3)  (B, A, T, R)
-    s = (content + relative_shift(w)) / math.sqrt(D)  # (4)
-    weights, softmax_cache = masked_softmax_forward(s, attention_mask(valid, reach))  # (5)
-    y = (weights @ value).swapaxes(1, 2)  # (6)
-    return y, RelativeAttentionCache(q, k, value, r, softmax_cache, positions if params else None, p)
+    s = (q @ k.swapaxes(2, 3)) / math.sqrt(q.shape[3])  # (1)  (B, A, T, T)
+    weights, softmax_cache = masked_softmax_forward(s, attention_mask(valid, reach))  # (2)
+    y = (weights @ value).swapaxes(1, 2)  # (3)
+    return y, AttentionCache(q, k, value, softmax_cache)
 
 
-def relative_attention_backward(
-    dy: Array, cache: RelativeAttentionCache
-) -> tuple[Array, Array, Array, RelativePositionParams | None]:
-    """Return dq, dk, dvalue (B, T, A, D) and dp for dy (B, T, A, D). The positions are constants."""
-    q, k, value, r, softmax_cache, positions, p = cache
-    xp = array_module(dy)
+def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
+    """Return dq, dk, dvalue (B, T, A, D) for dy (B, T, A, D)."""
+    q, k, value, softmax_cache = cache
     dy = dy.swapaxes(1, 2)
-    dvalue = softmax_cache.y.swapaxes(2, 3) @ dy  # (6)
-    ds = masked_softmax_backward(dy @ value.swapaxes(2, 3), softmax_cache) / math.sqrt(p.u.shape[1])  # (6) (5) (4)
-    dw = xp.zeros((*ds.shape[:3], r.shape[1]), ds.dtype)
-    relative_shift(dw)[...] = ds  # (4)
-    dq_content, dq_position = ds @ k, dw @ r  # (2) (3)
-    dk = ds.swapaxes(2, 3) @ (q + p.u[:, None])  # (2)
-    dq, dk, dvalue = ((x.swapaxes(1, 2)) for x in (dq_content + dq_position, dk, dvalue))
-    if positions is None:
-        return dq, dk, dvalue, None
-    dr = (dw.swapaxes(2, 3) @ (q + p.v[:, None])).sum(0)  # (3)  (A, R, D)
-    dW = positions.T @ dr.swapaxes(0, 1).reshape(len(positions), -1)  # (1)
-    return dq, dk, dvalue, RelativePositionParams(dW, dq_content.sum((0, 2)), dq_position.sum((0, 2)))  # (2) (3)
+    dvalue = softmax_cache.y.swapaxes(2, 3) @ dy  # (3)
+    ds = masked_softmax_backward(dy @ value.swapaxes(2, 3), softmax_cache) / math.sqrt(q.shape[3])  # (3) (2) (1)
+    dq, dk = ds @ k, ds.swapaxes(2, 3) @ q  # (1)
+    return dq.swapaxes(1, 2), dk.swapaxes(1, 2), dvalue.swapaxes(1, 2)

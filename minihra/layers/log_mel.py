@@ -5,11 +5,13 @@
     mel_t   = |X_t|^2 filters                              (n_fft/2+1 bins) -> (F mel bins)
     y_t     = log(max(mel_t, floor))
 
-Filters: F triangles whose F+2 corners are equally spaced on a mel scale m(f), f in Hz:
+Filters: F triangles whose F+2 corners are equally spaced on a mel scale m(f), f in Hz; their sides are straight in Hz,
+but for "kaldi" in mel:
 
     "htk"     m = 2595 log10(1 + f / 700), peak 1 (O'Shaughnessy 1987; The HTK Book, section 5.4)
     "slaney"  m = f / (200/3) below 1000 Hz, 15 + ln(f / 1000) / (ln(6.4) / 27) from there on; area 1, that is peak
               2 / (f_{i+2} - f_i) (Slaney 1998, Auditory Toolbox, version 2; librosa's default)
+    "kaldi"   m = 1127 ln(1 + f / 700), peak 1 (Povey et al. 2011, The Kaldi speech recognition toolkit)
 """
 
 from typing import NamedTuple
@@ -19,7 +21,7 @@ import numpy as np
 from minihra.arrays import Array, array_module, as_strided
 
 FLOOR = 1e-10
-SCALES = ("htk", "slaney")
+SCALES = ("htk", "slaney", "kaldi")
 KNEE = 15  # mel: 1000 Hz, where Slaney's scale turns logarithmic
 STEP = np.log(6.4) / 27  # by which ln f grows in one mel above the knee
 
@@ -42,6 +44,21 @@ def hann_window(W: int) -> Array:
     return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(W) / W)
 
 
+def hz_to_mel(hz: Array, scale: str) -> Array:
+    """Return frequencies in mel on one of SCALES."""
+    if scale == "slaney":
+        # The maximum keeps the logarithm, which np.where also takes of the frequencies below the knee, away from 0.
+        return np.where(hz < 1000, hz * 3 / 200, KNEE + np.log(np.maximum(hz, 1000) / 1000) / STEP)
+    return 2595 * np.log10(1 + hz / 700) if scale == "htk" else 1127 * np.log(1 + hz / 700)
+
+
+def mel_to_hz(mel: Array, scale: str) -> Array:
+    """Return the inverse of `hz_to_mel`."""
+    if scale == "slaney":
+        return np.where(mel < KNEE, mel * 200 / 3, 1000 * np.exp((mel - KNEE) * STEP))
+    return 700 * ((10 ** (mel / 2595) if scale == "htk" else np.exp(mel / 1127)) - 1)
+
+
 def mel_corners(F: int, low: float, high: float, scale: str = "htk") -> Array:
     """Return the corners (F+2,), in Hz, float64, of F filters between `low` and `high` Hz.
 
@@ -50,14 +67,7 @@ def mel_corners(F: int, low: float, high: float, scale: str = "htk") -> Array:
     """
     if scale not in SCALES:
         raise ValueError(f"unknown mel scale {scale!r}; known: {', '.join(SCALES)}")
-    ends = np.array([low, high])
-    if scale == "htk":
-        mel_low, mel_high = 2595 * np.log10(1 + ends / 700)
-        return 700 * (10 ** (np.linspace(mel_low, mel_high, F + 2) / 2595) - 1)
-    # The maximum keeps the logarithm, which np.where also takes of the frequencies below the knee, away from 0.
-    mel_low, mel_high = np.where(ends < 1000, ends * 3 / 200, KNEE + np.log(np.maximum(ends, 1000) / 1000) / STEP)
-    mel = np.linspace(mel_low, mel_high, F + 2)
-    return np.where(mel < KNEE, mel * 200 / 3, 1000 * np.exp((mel - KNEE) * STEP))
+    return mel_to_hz(np.linspace(*hz_to_mel(np.array([low, high]), scale), F + 2), scale)
 
 
 def mel_filters(sample_rate: int, n_fft: int, F: int, low: float, high: float, scale: str = "htk") -> Array:
@@ -68,6 +78,8 @@ def mel_filters(sample_rate: int, n_fft: int, F: int, low: float, high: float, s
     """
     corner = mel_corners(F, low, high, scale)
     bins = np.arange(n_fft // 2 + 1)[:, None] * (sample_rate / n_fft)
+    if scale == "kaldi":
+        corner, bins = hz_to_mel(corner, scale), hz_to_mel(bins, scale)
     rising = (bins - corner[:-2]) / (corner[1:-1] - corner[:-2])
     falling = (corner[2:] - bins) / (corner[2:] - corner[1:-1])
     filters = np.maximum(0, np.minimum(rising, falling))

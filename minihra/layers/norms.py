@@ -1,10 +1,12 @@
-"""Layer norm and batch norm. The last axis holds the C channels.
+"""Layer norm, batch norm and instance norm. The last axis holds the C channels.
 
-layer norm   y = g * (x - mean) / sqrt(var + eps) + b      mean, var of each frame; Ba et al. 2016, 1607.06450
-batch norm   the same with mean, var of each channel over the VALID frames of the batch; Ioffe and Szegedy 2015,
-             1502.03167. It normalises by the biased variance and keeps running statistics with the unbiased one:
-             running = (1 - momentum) * running + momentum * batch
-running norm what batch norm does at inference: mean, var are the running statistics, constants
+layer norm     y = g * (x - mean) / sqrt(var + eps) + b      mean, var of each frame; Ba et al. 2016, 1607.06450
+batch norm     the same with mean, var of each channel over the VALID frames of the batch; Ioffe and Szegedy 2015,
+               1502.03167. It normalises by the biased variance and keeps running statistics with the unbiased one:
+               running = (1 - momentum) * running + momentum * batch
+running norm   what batch norm does at inference: mean, var are the running statistics, constants
+instance norm  the same with mean, var of each channel over the VALID frames of its own utterance; Ulyanov et al. 2016,
+               1607.08022; the group norm of Wu and He 2018, 1803.08494, with as many groups as channels
 """
 
 from typing import NamedTuple
@@ -145,3 +147,47 @@ def running_norm_backward(dy: Array, cache: RunningNormCache) -> tuple[Array, Ba
         return dx, None
     frames = tuple(range(dy.ndim - 1))
     return dx, BatchNormParams((dy * normal).sum(frames), dy.sum(frames))  # (2)
+
+
+class InstanceNormParams(NamedTuple):
+    """Gain and bias of an instance norm; `b` is None for a norm without bias."""
+
+    g: Array  # (C,)
+    b: Array | None  # (C,)
+
+
+class InstanceNormCache(NamedTuple):
+    """What `instance_norm_backward` reads."""
+
+    normal: Array  # (B, T, C)  0 on padded frames
+    scale: Array  # (B, 1, C)  1 / sqrt(var + eps)
+    valid: Array  # (B, T)
+    p: InstanceNormParams
+    params: bool
+
+
+def instance_norm_forward(
+    x: Array, valid: Array, p: InstanceNormParams, *, eps: float = EPS, params: bool = True
+) -> tuple[Array, InstanceNormCache]:
+    """Normalise each channel of x (B, T, C) over the valid frames of its utterance; padded frames become 0."""
+    xp = array_module(x)
+    frames = xp.maximum(valid.sum(1).astype(x.dtype), 1)[:, None, None]
+    mean = hide(x, valid).sum(1, keepdims=True) / frames  # (1)
+    centred = hide(x - mean, valid)  # (2)
+    scale = 1 / xp.sqrt((centred * centred).sum(1, keepdims=True) / frames + eps)  # (3)
+    normal = centred * scale  # (4)
+    y = normal * p.g if p.b is None else normal * p.g + p.b  # (5)
+    return hide(y, valid), InstanceNormCache(normal, scale, valid, p, params)  # (6)
+
+
+def instance_norm_backward(dy: Array, cache: InstanceNormCache) -> tuple[Array, InstanceNormParams | None]:
+    """Return dx (B, T, C), 0 on padded frames, and dp for dy (B, T, C)."""
+    normal, scale, valid, p, params = cache
+    frames = array_module(dy).maximum(valid.sum(1).astype(dy.dtype), 1)[:, None, None]
+    dy = hide(dy, valid)  # (6)
+    dnormal = dy * p.g  # (5)
+    through_scale = normal * ((dnormal * normal).sum(1, keepdims=True) / frames)  # (4) (3)
+    dx = hide((dnormal - dnormal.sum(1, keepdims=True) / frames - through_scale) * scale, valid)  # (4) (3) (2) (1)
+    if not params:
+        return dx, None
+    return dx, InstanceNormParams((dy * normal).sum((0, 1)), None if p.b is None else dy.sum((0, 1)))  # (5)

@@ -7,7 +7,10 @@ BLANK = 0
 
 
 class Alphabet:
-    """The characters of a model, in the order of their labels 1, 2, ...; label 0 is the blank."""
+    """The characters of a model, in the order of their labels 1, 2, ...; label 0 is the blank. A `Tokenizer`."""
+
+    blank = BLANK
+    unit = "word"
 
     def __init__(self, characters: str) -> None:
         self.characters = characters
@@ -36,3 +39,15 @@ class Alphabet:
     def decode(self, labels: Sequence[int]) -> str:
         """Return the text of labels without blanks."""
         return "".join(self.characters[label - 1] for label in labels)
+
+    def reference(self, text: str) -> str:
+        """Return the text as it is: the model learnt to write it so."""
+        return text
+
+    def units(self, text: str) -> list[str]:
+        """Return the words."""
+        return text.split()
+
+    def describe(self) -> str:
+        """Return a line for people."""
+        return f"{len(self.characters)} characters"

@@ -35,10 +35,14 @@ def edit_distance(reference: Sequence, hypothesis: Sequence) -> int:
     return row[-1]
 
 
+def unit_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> ErrorCount:
+    """Return the errors of one text in its units: words, phonemes, ..."""
+    return ErrorCount(edit_distance(reference, hypothesis), len(reference))
+
+
 def word_errors(reference: str, hypothesis: str) -> ErrorCount:
     """Return the errors of one text in words."""
-    words = reference.split()
-    return ErrorCount(edit_distance(words, hypothesis.split()), len(words))
+    return unit_errors(reference.split(), hypothesis.split())
 
 
 def character_errors(reference: str, hypothesis: str) -> ErrorCount:

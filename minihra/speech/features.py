@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
@@ -11,8 +12,28 @@ from minihra.arrays import Array
 from minihra.layers.log_mel import SCALES, hann_window, mel_filters
 from minihra.ops import log_mel_forward
 
-FLOORS = {"htk": 1e-3, "slaney": 1e-5}
+FLOORS = {"htk": 1e-3, "slaney": 1e-5, "kaldi": 1e-3}
 """The least mel energy that counts, for samples of power 1."""
+
+
+class Features(Protocol):
+    """What turns a recording into what a model sees."""
+
+    sample_rate: int  # Hz, of the samples that it takes
+    mels: int  # F, numbers in a frame
+    hop: float  # seconds from frame to frame
+
+    def __call__(self, samples: Array) -> Array:
+        """Return features (T, F), float32, of samples (n,).
+
+        Raises:
+            ValueError: the recording is too short.
+        """
+        ...
+
+    def describe(self) -> str:
+        """Return a line for people."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +57,7 @@ class LogMel:
     high: float | None = None
     silence: float = 0.0  # seconds of silence added at both ends
     floor: float | None = None  # FLOORS[scale]
-    scale: str = "htk"  # or "slaney"
+    scale: str = "htk"  # or "slaney" or "kaldi"
 
     def __post_init__(self) -> None:
         for setting in ("sample_rate", "mels"):
@@ -70,6 +91,11 @@ class LogMel:
         high = self.sample_rate / 2 if self.high is None else self.high
         filters = mel_filters(self.sample_rate, n_fft, self.mels, self.low, high, self.scale)
         return window.astype(np.float32), filters.astype(np.float32), n_fft
+
+    def describe(self) -> str:
+        """Return a line for people."""
+        window, hop = round(1000 * self.window, 1), round(1000 * self.hop, 1)
+        return f"{self.mels} log-mel ({self.scale}), {window:g} ms every {hop:g} ms, normalised over the recording"
 
     def __call__(self, samples: Array) -> Array:
         """Return features (T, mels), float32, of samples (n,).

@@ -10,6 +10,7 @@ float64 results. Inputs are stored once, in float64: the float32 ones are these,
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,8 @@ from safetensors.numpy import load_file, save
 from minihra.adapters.controller import HRAParams, group_tasks
 from minihra.adapters.hra import HRAEdit
 from minihra.arrays import Array
-from minihra.blocks.conformer import Conformer, ConformerConfig
+from minihra.blocks.config import ConformerConfig
+from minihra.blocks.conformer import Conformer
 from minihra.blocks.conformer_block import SITES, STEPS
 from minihra.cases import Case, adapter_cases, filled_cell, filled_head, numbers, time_cases
 from minihra.layers.ctc import CTCCache
@@ -58,7 +60,7 @@ ORDER = {
 }  # fmt: skip
 
 # Smaller than the HRA of model_cases.py, so that the files stay small.
-CONFIG = ConformerConfig(labels=7, mels=5, width=6, layers=3, heads=2, kernel=3, expansion=2)
+CONFIG = ConformerConfig(labels=7, mels=5, width=6, layers=3, heads=2, kernel=3, inner=12)
 STATE, FRAMES = 5, 11  # 3 frames after subsampling
 LENGTHS = (11, 7, 3, 6)
 LABELS = ([3, 3], [5], [2], [1, 2, 4])  # the last row is too short for its labels
@@ -113,11 +115,11 @@ def layer_record(case: Case, dtype: str) -> Record:
 
 def without_parameters(tree: Tree) -> Tree:
     """Return a cache as nested dicts in the order of computation, without what is None and without the parameters `p`
-    that it points to (they are inputs) and the flag `params`.
+    that it points to (they are inputs) and what the call set: the flag `params`, and `left`.
     """
     if hasattr(tree, "_fields"):
         order = ORDER.get(type(tree), tree._fields)
-        tree = {name: getattr(tree, name) for name in order if name not in ("p", "params")}
+        tree = {name: getattr(tree, name) for name in order if name not in ("p", "params", "left")}
     if not isinstance(tree, dict):
         return tree
     return {name: without_parameters(child) for name, child in tree.items() if child is not None}
@@ -210,7 +212,7 @@ def cache_by_name(cache: ModelCache, recorder: Recorder) -> Tree:
     """
     layers = {}
     for l, layer in enumerate(cache.layers):
-        branches = {site: step.branch for (site, _), step in zip(STEPS, layer.steps, strict=True)}
+        branches = {site: step.branch for site, step in zip(STEPS, layer.steps, strict=True)}
         step = layer.edit.cache
         heads = {
             task: hide(step.heads.heads[task].x, recorder.valid[step.groups.rows[start:stop]])
@@ -249,7 +251,7 @@ def hra_record(dtype: str) -> Record:
         "labels": labels.labels,
         "label_lengths": labels.lengths,
         "tasks": TASKS,
-        "config": vars(CONFIG),
+        "config": asdict(CONFIG),
         "backbone": backbone.p,
         "statistics": backbone.statistics,
     }

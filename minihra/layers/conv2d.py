@@ -1,0 +1,110 @@
+"""Convolutions over time and frequency, 3x3, stride 2, pad 1. Padded frames count as zeros, in and out.
+
+    full        y_tf  = b + sum_{i,j} x_{2t+i-1, 2f+j-1} W_ij             W_ij (I, O); n frames become ceil(n/2), F too
+    depthwise   y_tfc = b_c + sum_{i,j} W_ijc x_{2t+i-1, 2f+j-1, c}       each channel on its own
+
+Two full ones make the 4x subsampling front end of Gulati et al. 2020, 2005.08100, section 2. A depthwise one and a
+linear map from channels to channels stand for a full one in the 8x subsampling of Rekesh et al. 2023, 2305.05084.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from minihra.arrays import Array, array_module
+from minihra.masks import halve, hide
+
+
+class Conv2dParams(NamedTuple):
+    """Kernel and bias of a strided 2-D convolution from I to O channels."""
+
+    W: Array  # (3, 3, I, O)  time, frequency, in, out
+    b: Array  # (O,)
+
+
+class Conv2dCache(NamedTuple):
+    """What `conv2d_backward` reads."""
+
+    patches: Array | None  # (B, T2, F2, 9, I)  None when the parameters are frozen
+    frequencies: int  # F
+    valid: Array  # (B, T)
+    p: Conv2dParams
+
+
+def taps(T2: int, F2: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Yield, for the nine elements of the kernel, which elements (B, time, frequency) of the padded input they meet."""
+    for i in range(3):
+        for j in range(3):
+            yield slice(None), slice(i, i + 2 * T2 - 1, 2), slice(j, j + 2 * F2 - 1, 2)
+
+
+def conv2d_forward(x: Array, valid: Array, p: Conv2dParams, *, params: bool = True) -> tuple[Array, Conv2dCache]:
+    """Convolve x (B, T, F, I) to y (B, ceil(T/2), ceil(F/2), O), which is 0 on padded frames."""
+    xp, (B, T, F, _), (*_, I, O) = array_module(x), x.shape, p.W.shape
+    T2, F2 = (T + 1) // 2, (F + 1) // 2
+    padded = xp.zeros((B, T + 2, F + 2, I), x.dtype)
+    padded[:, 1 : T + 1, 1 : F + 1] = hide(x, valid)  # (1)
+    patches = xp.stack([padded[tap] for tap in taps(T2, F2)], axis=3)  # (2)
+    y = (patches.reshape(-1, 9 * I) @ p.W.reshape(9 * I, O) + p.b).reshape(B, T2, F2, O)  # (3)
+    return hide(y, halve(valid)), Conv2dCache(patches if params else None, F, valid, p)  # (4)
+
+
+def conv2d_backward(dy: Array, cache: Conv2dCache) -> tuple[Array, Conv2dParams | None]:
+    """Return dx (B, T, F, I), 0 on padded frames, and dp for dy (B, ceil(T/2), ceil(F/2), O)."""
+    patches, F, valid, p = cache
+    (B, T2, F2, O), T, I = dy.shape, valid.shape[1], p.W.shape[2]
+    rows = hide(dy, halve(valid)).reshape(-1, O)  # (4)
+    dpatches = (rows @ p.W.reshape(9 * I, O).T).reshape(B, T2, F2, 9, I)  # (3)
+    dpadded = array_module(dy).zeros((B, T + 2, F + 2, I), dy.dtype)
+    for n, tap in enumerate(taps(T2, F2)):
+        dpadded[tap] += dpatches[:, :, :, n]  # (2)
+    dx = hide(dpadded[:, 1 : T + 1, 1 : F + 1], valid)  # (1)
+    if patches is None:
+        return dx, None
+    dW = (patches.reshape(-1, 9 * I).T @ rows).reshape(p.W.shape)  # (3)
+    return dx, Conv2dParams(dW, rows.sum(0))  # (3)
+
+
+class DepthwiseConv2dParams(NamedTuple):
+    """Kernel and bias of a strided 2-D convolution of each channel on its own."""
+
+    W: Array  # (3, 3, C)  time, frequency, channel
+    b: Array  # (C,)
+
+
+class DepthwiseConv2dCache(NamedTuple):
+    """What `depthwise_conv2d_backward` reads."""
+
+    padded: Array | None  # (B, T+2, F+2, C)  None when the parameters are frozen
+    frequencies: int  # F
+    valid: Array  # (B, T)
+    p: DepthwiseConv2dParams
+
+
+def depthwise_conv2d_forward(
+    x: Array, valid: Array, p: DepthwiseConv2dParams, *, params: bool = True
+) -> tuple[Array, DepthwiseConv2dCache]:
+    """Convolve each channel of x (B, T, F, C) to y (B, ceil(T/2), ceil(F/2), C), which is 0 on padded frames."""
+    xp, (B, T, F, C), W = array_module(x), x.shape, p.W.reshape(9, -1)
+    T2, F2 = (T + 1) // 2, (F + 1) // 2
+    padded = xp.zeros((B, T + 2, F + 2, C), x.dtype)
+    padded[:, 1 : T + 1, 1 : F + 1] = hide(x, valid)  # (1)
+    y = xp.zeros((B, T2, F2, C), x.dtype)
+    for n, tap in enumerate(taps(T2, F2)):
+        y += padded[tap] * W[n]  # (2)
+    y += p.b  # (3)
+    return hide(y, halve(valid)), DepthwiseConv2dCache(padded if params else None, F, valid, p)  # (4)
+
+
+def depthwise_conv2d_backward(dy: Array, cache: DepthwiseConv2dCache) -> tuple[Array, DepthwiseConv2dParams | None]:
+    """Return dx (B, T, F, C), 0 on padded frames, and dp for dy (B, ceil(T/2), ceil(F/2), C)."""
+    padded, F, valid, p = cache
+    xp, (B, T2, F2, C), T, W = array_module(dy), dy.shape, valid.shape[1], p.W.reshape(9, -1)
+    dy = hide(dy, halve(valid))  # (4)
+    dpadded = xp.zeros((B, T + 2, F + 2, C), dy.dtype)
+    for n, tap in enumerate(taps(T2, F2)):
+        dpadded[tap] += dy * W[n]  # (2)
+    dx = hide(dpadded[:, 1 : T + 1, 1 : F + 1], valid)  # (1)
+    if padded is None:
+        return dx, None
+    dW = xp.stack([(padded[tap] * dy).sum((0, 1, 2)) for tap in taps(T2, F2)]).reshape(3, 3, C)  # (2)
+    return dx, DepthwiseConv2dParams(dW, dy.sum((0, 1, 2)))  # (2) (3)

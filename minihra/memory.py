@@ -1,0 +1,155 @@
+"""How much memory a model takes, from its sizes alone: for writing recordings down, and for a step of adaptation.
+
+    working memory = the most that lives at one time, beside the weights, while `model.infer`, or `model.forward`,
+                     `ctc_loss` and `backward` with an HRA, run over arrays without content (weightless.py)
+
+So it is what the code keeps, and no formula of what it should. What it comes to, for feed-forward modules of 4C:
+
+    inference    one layer at a time, the largest of
+                   the front end    features, patches (9 for each output of a 3x3 convolution, K for one over time)
+                   the layer        about 24 (B, T, C)
+                   its attention    4 (B, A, T, T); 6 with Shaw's positions, 7 with relative ones
+                   the logits       3 (B, T, V)
+    adaptation   what each layer but the first keeps, about 32 (B, T, C) and one (B, A, T, T);
+                 then the largest of the loss, some 5 (B, T, V) and 1 (B, 2S+1, V), and of one layer's backward
+
+T is the number of frames behind the front end. Not in it: the program and its libraries (some 150 MB), the features
+while they are computed (one recording at a time), and the decoder.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minihra.adapters.controller import HRAParams, group_tasks
+from minihra.adapters.hra import HRAEdit
+from minihra.adapters.parts import CELLS, HEADS
+from minihra.blocks.config import ConformerConfig, Subsampling
+from minihra.blocks.conformer import Conformer
+from minihra.blocks.parameters import conformer_shapes
+from minihra.blocks.protocol import Context, Training
+from minihra.blocks.stages import stages_forward
+from minihra.blocks.subsampling import subsampling_forward
+from minihra.evaluate import TOGETHER, batches_of, pieces_of
+from minihra.layers.rotary import RotaryTable
+from minihra.model import Labels, backward, ctc_loss, forward, infer
+from minihra.recogniser import Recogniser
+from minihra.tree import count
+from minihra.weightless import Weightless, WeightlessArray
+
+BYTES = 4  # of a float32
+FRAMES_PER_LABEL = 3
+"""Frames of output for each label of a text: about as many as speech has, in characters at 50 Hz and pieces at 12.5."""
+
+
+class AdapterShape(NamedTuple):
+    """The shape of an HRA."""
+
+    state_size: int = 32
+    controller: str = "gru"
+    head: str = "linear"
+    bottleneck: int | None = None
+
+
+class Memory(NamedTuple):
+    """Bytes that a task takes."""
+
+    weights: int  # the backbone's, float32
+    adapter: int  # the HRA's parameters and the optimiser's two moments
+    kept: int  # of the working memory, what stays from the forward for the backward
+    working: int  # the most that lives at one time, beside weights and adapter
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.adapter + self.working
+
+
+class Rehearsal(Conformer):
+    """A Conformer whose masks and tables have no content either."""
+
+    def embed(
+        self, inputs: WeightlessArray, lengths: Any, training: Training | None = None
+    ) -> tuple[WeightlessArray, Context, None]:
+        """Return what `Conformer.embed` does."""
+        xp, form, config = inputs.array_module, self.config.front_end, self.config
+        valid = xp.empty(inputs.shape[:2], bool)
+        if isinstance(form, Subsampling):
+            x, valid, _ = subsampling_forward(inputs, valid, self.p.front_end, scale=form.scale, params=False)
+        else:
+            x, valid, _ = stages_forward(inputs, valid, self.p.front_end, stages=form.stages, params=False)
+        T, positions = x.shape[1], None
+        if config.position == "relative":
+            positions = xp.empty((2 * T - 1, config.width))
+        elif config.position.startswith("rotary"):
+            positions = RotaryTable(*(xp.empty((T, config.width // config.heads)) for _ in range(2)))
+        return x, Context(valid, positions, None), None
+
+
+def rehearsal(config: ConformerConfig, xp: Weightless) -> Rehearsal:
+    """Return a model of weightless parameters."""
+    return Rehearsal(config, *map(xp.parameters, conformer_shapes(config)))
+
+
+def peak_of_infer(config: ConformerConfig, batch: int, frames: int) -> int:
+    """Return the most bytes that live, beside the weights, in `model.infer` of `batch` utterances, inputs included.
+
+    `frames` is the number of feature frames of each.
+    """
+    xp = Weightless()
+    infer(rehearsal(config, xp), xp.empty((batch, frames, config.mels)), None)
+    return xp.peak
+
+
+def memory_of_inference(config: ConformerConfig, hop: float, batch: int, seconds: float) -> Memory:
+    """Return what recognising `batch` recordings takes, in pieces and batches as evaluate.py makes them."""
+    frames = round(seconds / hop)
+    chunks = pieces_of(frames, Recogniser(Rehearsal(config, None, None), Pace(hop), None))
+    lengths = [chunk.stop - chunk.start for chunk in chunks] * batch
+    batches = [[lengths[n] for n in rows] for rows in batches_of(lengths, round(TOGETHER / hop))]
+    peak = max(peak_of_infer(config, B, T) for B, T in {(len(rows), max(rows)) for rows in batches})
+    outputs = sum(map(config.front_end.frames, lengths)) * config.labels
+    return Memory(weights_of(config), 0, 0, peak + BYTES * (batch * frames * config.mels + outputs))
+
+
+class Pace(NamedTuple):
+    """Of features, how fast they come."""
+
+    hop: float
+
+
+def weights_of(config: ConformerConfig) -> int:
+    """Return the bytes of a backbone's weights and statistics."""
+    return BYTES * count(conformer_shapes(config))
+
+
+def peak_of_step(config: ConformerConfig, shape: AdapterShape, batch: int, frames: int, labels: int) -> tuple[int, int]:
+    """Return what the forward keeps, and the most bytes that live, in one step of adaptation, inputs included.
+
+    Every utterance has `frames` feature frames and `labels` labels.
+    """
+    xp, bottleneck = Weightless(), shape.state_size if shape.bottleneck is None else shape.bottleneck
+    controller = CELLS[shape.controller].shapes(config.width, shape.state_size)
+    heads = {"task": HEADS[shape.head](config.width, shape.state_size, bottleneck)}
+    p, tasks = HRAParams(xp.parameters(controller), xp.parameters(heads)), ["task"] * batch
+    edit = HRAEdit(p, shape.controller, shape.state_size, group_tasks(tasks, heads), batch, train_controller=True)
+    logits, cache = forward(rehearsal(config, xp), xp.empty((batch, frames, config.mels)), None, edit)
+    kept = xp.held
+    _, dlogits = ctc_loss(logits, cache.context.valid, same_labels(batch, labels))
+    backward(dlogits, cache)
+    return kept, xp.peak
+
+
+def same_labels(batch: int, labels: int) -> Labels:
+    """Return label sequences of one length."""
+    return Labels(np.ones((batch, labels), np.int64), np.full(batch, labels))
+
+
+def memory_of_step(config: ConformerConfig, hop: float, shape: AdapterShape, batch: int, seconds: float) -> Memory:
+    """Return what one step of adaptation takes, for an HRA with a head for one task."""
+    frames = round(seconds / hop)
+    kept, peak = peak_of_step(config, shape, batch, frames, config.front_end.frames(frames) // FRAMES_PER_LABEL)
+    bottleneck = shape.state_size if shape.bottleneck is None else shape.bottleneck
+    head = HEADS[shape.head](config.width, shape.state_size, bottleneck)
+    adapter = count(CELLS[shape.controller].shapes(config.width, shape.state_size)) + count(head)
+    return Memory(weights_of(config), 3 * BYTES * adapter, kept, peak)
