@@ -85,7 +85,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_config(path: Path, kind: str) -> dict[str, Any]:
+def read_kind(path: Path, kind: str) -> dict[str, Any]:
     """Return the configuration in a file.
 
     Raises:

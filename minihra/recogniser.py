@@ -16,7 +16,7 @@ from minihra.adapters.hra import HRA
 from minihra.blocks.config import config_from_json
 from minihra.blocks.conformer import Conformer
 from minihra.blocks.parameters import conformer_shapes
-from minihra.checkpoint import FORMAT, find, matched, read_config, write_json, write_tensors
+from minihra.checkpoint import FORMAT, find, matched, read_kind, write_json, write_tensors
 from minihra.speech.alphabet import Alphabet
 from minihra.speech.features import Features, LogMel
 from minihra.speech.tokenizers import Tokenizer
@@ -78,7 +78,7 @@ def load_own(folder: str | Path) -> Recogniser:
     """
     folder = find(folder, "backbone")
     path = folder / "config.json"
-    content = read_config(path, "backbone")
+    content = read_kind(path, "backbone")
     try:
         config = config_from_json(content["model"])
         features, alphabet = LogMel(**content["features"]), Alphabet(content["alphabet"])
@@ -111,7 +111,7 @@ def load_hra(folder: str | Path, backbone_sha256: str) -> Adapter:
         ValueError: the folder holds none, is of another format version, damaged, or for another backbone.
     """
     folder = find(folder, "adapter")
-    content = read_config(folder / "config.json", "adapter")
+    content = read_kind(folder / "config.json", "adapter")
     theirs = content.get("backbone_sha256")
     if theirs != backbone_sha256:
         raise ValueError(

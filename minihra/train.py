@@ -20,7 +20,7 @@ from tqdm import tqdm
 from minihra.checkpoint import (
     FORMAT,
     load_optimiser,
-    read_config,
+    read_kind,
     save_optimiser,
     steps_in,
     write_checkpoint,
@@ -36,7 +36,14 @@ SCHEDULES = ("cosine", "constant")
 ADAPTATION = {"epochs": 20, "least_steps": 500, "peak": 3e-3, "decay": 0.0, "dropout": 0.0}
 """What an adaptation changes of TrainingConfig's defaults; 500 steps, so that few recordings are seen often enough."""
 
-OPEN_ADAPTATION = {**ADAPTATION, "epochs": 16, "least_steps": 100, "together": 0.75, "speeds": (0.9, 1.0, 1.1)}
+OPEN_ADAPTATION = {
+    **ADAPTATION,
+    "epochs": 16,
+    "least_steps": 100,
+    "together": 0.75,
+    "speeds": (0.9, 1.0, 1.1),
+    "augment": SpecAugment(frequency_width=8, time_share=0.05),
+}
 """The same of an open model, which knows speech already, so that heads must not learn their recordings by heart."""
 
 
@@ -216,7 +223,7 @@ def begin(run: Path, trainee: Trainee, optimiser: AdamW, settings: dict[str, Any
         return 0
     if not resume:
         raise ValueError(f"{run}: there is a run already; --resume goes on with it, or choose another --out")
-    state = read_config(done[-1] / "state.json", "state")
+    state = read_kind(done[-1] / "state.json", "state")
     theirs = json.loads(json.dumps(settings))
     other = [key for key in theirs if state["settings"].get(key) != theirs[key]]
     if other:

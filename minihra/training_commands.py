@@ -77,6 +77,8 @@ def run_adapt(arguments: argparse.Namespace) -> None:
     if "epochs" in given:
         given["least_steps"] = 1
     recipe = ADAPTATION if recogniser.family == OWN else OPEN_ADAPTATION
+    if recogniser.features.mels == 1:  # the waveform itself has no bands to mask
+        recipe = {**recipe, "augment": None}
     training = build("training", **{**recipe, **given})
     adapter = adapter_to_train(arguments, recogniser, training.seed)
     faults = Faults()

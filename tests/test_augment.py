@@ -9,36 +9,40 @@ RNG = np.random.default_rng(0)
 LENGTHS = np.array([50, 20, 9, 1, 0])
 
 
-def ones(lengths=LENGTHS, dtype=np.float32):
-    """Features (B, T, F) of which every element shows whether it was masked; the padding is 1 as well."""
-    return np.ones((len(lengths), 50, 40), dtype)
+def signs(lengths=LENGTHS, dtype=np.float32):
+    """Features (B, T, F), +1 and -1 in turn over time: over an even number of frames a mask holds 0."""
+    features = np.ones((len(lengths), 50, 40), dtype)
+    features[:, 1::2] = -1
+    return features
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_masks_are_zeros_in_new_features(dtype):
+def test_masks_hold_the_mean_of_their_bin_in_new_features(dtype):
     features = RNG.standard_normal((5, 50, 40)).astype(dtype)
     before = features.copy()
     masked = SpecAugment()(features, LENGTHS, np.random.default_rng(1))
     np.testing.assert_array_equal(features, before)
     assert masked.dtype == dtype
     assert not np.shares_memory(masked, features)
-    np.testing.assert_array_equal(masked[masked != 0], features[masked != 0])
-    assert (masked[0] == 0).any()
+    for row, before, frames in zip(masked[:4], features, LENGTHS, strict=False):
+        means = np.broadcast_to(before[:frames].mean(axis=0), before.shape)
+        np.testing.assert_array_equal(row[row != before], means[row != before])
+    assert (masked[0] != features[0]).any()
 
 
 @pytest.mark.parametrize("augment", [SpecAugment(), SpecAugment(5, 99, 5, 1.0)])
 def test_padding_is_not_masked(augment):
     for seed in range(20):
-        masked = augment(ones(), LENGTHS, np.random.default_rng(seed))
+        masked = augment(signs(), LENGTHS, np.random.default_rng(seed))
         for row, frames in zip(masked, LENGTHS, strict=True):
-            assert (row[frames:] == 1).all()
+            np.testing.assert_array_equal(row[frames:], signs()[0, frames:])
 
 
 @pytest.mark.parametrize(
     "augment", [SpecAugment(0, 6, 0, 0.1), SpecAugment(3, 0, 3, 0.0), SpecAugment(0, 6, 2, 0.01)], ids=repr
 )
 def test_no_masks_change_nothing(augment):
-    np.testing.assert_array_equal(augment(ones(), LENGTHS, np.random.default_rng(0)), ones())
+    np.testing.assert_array_equal(augment(signs(), LENGTHS, np.random.default_rng(0)), signs())
 
 
 def test_masks_of_an_utterance_depend_on_its_own_length_and_draws_alone():
@@ -56,8 +60,8 @@ def test_masks_of_an_utterance_depend_on_its_own_length_and_draws_alone():
 
 def test_masks_are_stretches_of_all_widths_up_to_the_widest():
     lengths = np.full(400, 50)
-    bands = SpecAugment(1, 6, 0, 0.0)(ones(lengths), lengths, np.random.default_rng(0)) == 0
-    stretches = SpecAugment(0, 0, 1, 0.1)(ones(lengths), lengths, np.random.default_rng(0)) == 0
+    bands = SpecAugment(1, 6, 0, 0.0)(signs(lengths), lengths, np.random.default_rng(0)) == 0
+    stretches = SpecAugment(0, 0, 1, 0.1)(signs(lengths), lengths, np.random.default_rng(0)) == 0
     for masked, axis, widest in ((bands, 1, 6), (stretches, 2, 5)):
         line = masked.any(axis)  # (B, F) or (B, T)
         np.testing.assert_array_equal(masked, np.broadcast_to(np.expand_dims(line, axis), masked.shape))

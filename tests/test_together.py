@@ -94,7 +94,7 @@ def test_heads_like_another(bench: Bench, tmp_path: Path, capsys: pytest.Capture
         str(tmp_path / "o"),
     ]
     assert main([*given, "--task-by", "speaker", "--like", "ann"]) == 2
-    assert capsys.readouterr().err == "minihra: --like names a task of an adapter, which --adapter must name\n"
+    assert capsys.readouterr().err == "minihra: --like adds heads to an adapter: name it with --adapter\n"
 
 
 @pytest.mark.parametrize("speed", [0.9, 1.0, 1.1, 2.0])

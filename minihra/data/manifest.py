@@ -63,7 +63,7 @@ def read_manifest(path: str | Path, faults: Faults) -> list[Row]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()  # -sig: Windows may write a mark before it
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # -sig: Windows may write a mark before it
     except OSError as error:
         raise ValueError(f"{path}: the manifest cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:

@@ -1,7 +1,8 @@
 """SpecAugment: bands of frequency and stretches of time are masked while training. Park et al. 2019, arXiv 1904.08779.
 
-Without time warping, which gave the paper little. Masks hold 0, the mean of normalised features. The paper caps the
-longest time mask in frames and as a share of the utterance; here only the share counts, as utterances are short.
+Without time warping, which gave the paper little. Masks hold the mean of each mel bin over the utterance, which is 0
+where features are normalised bin by bin, as the paper's are. The paper caps the longest time mask in frames and as a
+share of the utterance; here only the share counts, as utterances are short.
 """
 
 from dataclasses import dataclass
@@ -45,12 +46,15 @@ class SpecAugment:
         masked, F = features.copy(), features.shape[2]
         draws = rng.random((len(features), self.frequency_masks + self.time_masks, 2))
         for row, frames, pairs in zip(masked, lengths, draws, strict=True):
+            if not frames:
+                continue
+            mean = row[:frames].mean(axis=0)
             for draw in pairs[: self.frequency_masks]:
                 start, stop = span(F, min(self.frequency_width, F), draw)
-                row[:frames, start:stop] = 0
+                row[:frames, start:stop] = mean[start:stop]
             for draw in pairs[self.frequency_masks :]:
                 start, stop = span(int(frames), int(self.time_share * frames), draw)
-                row[start:stop] = 0
+                row[start:stop] = mean
         return masked
 
 
