@@ -93,9 +93,11 @@ def relative_attention_forward(
     params: bool = True,
 ) -> tuple[Array, RelativeAttentionCache]:
     """Attend: q, k, value (B, T, A, D), positions (2T-1, C), valid (B, T) -> y (B, T, A, D), 0 on padded frames."""
-    A, D = p.u.shape
+    xp, T, (A, D) = array_module(q), q.shape[1], p.u.shape
     q, k, value = (x.swapaxes(1, 2) for x in (q, k, value))  # (B, A, T, D)
-    r = (positions @ p.W).reshape(-1, A, D).swapaxes(0, 1)  # (1)  (A, R, D)
+    sine, cosine = positions[:T, 0::2] @ p.W[0::2], positions[:T, 1::2] @ p.W[1::2]  # (1)  of p = T-1, ..., 0
+    # r_p = sine_p + cosine_p, and as sine is odd and cosine even, r_{-p} = cosine_p - sine_p: half the products.
+    r = xp.concatenate([sine + cosine, (cosine - sine)[-2::-1]]).reshape(-1, A, D).swapaxes(0, 1)  # (A, R, D)
     content = (q + p.u[:, None]) @ k.swapaxes(2, 3)  # (2)  (B, A, T, T)
     w = (q + p.v[:, None]) @ r.swapaxes(1, 2)  # (3)  (B, A, T, R)
     s = (content + relative_shift(w)) / math.sqrt(D)  # (4)
