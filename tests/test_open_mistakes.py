@@ -429,4 +429,4 @@ def test_a_short_file_of_hama(
     refused("hama", sound, tmp_path, capsys, "asr_waveform.hama: not a whole file of hama's (")
     monkeypatch.undo()
     monkeypatch.setattr("minihra.speech.phonemes.importlib.util.find_spec", lambda name: None)
-    refused("hama", sound, tmp_path, capsys, "phonemes take hama: pip install 'minihra[hama]'")
+    refused("hama", sound, tmp_path, capsys, "the package hama is missing: pip install 'minihra[hama]'")

@@ -33,7 +33,7 @@ def hama_assets() -> Path:
     """
     found = importlib.util.find_spec("hama")
     if found is None or not found.submodule_search_locations:
-        raise ValueError("phonemes take hama: pip install 'minihra[hama]'")
+        raise ValueError("the package hama is missing: pip install 'minihra[hama]'")
     return Path(found.submodule_search_locations[0]) / "assets"
 
 
