@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from minihra.adapters.hra import HRA
 from minihra.adapters.parts import known
@@ -95,6 +96,8 @@ def run_adapt(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.manifest}: no row is left to train on")
     tasks = sorted({utterance.task for utterance in utterances})
     new = add_new_tasks(arguments, adapter, tasks)
+    if len(new) < 2:  # one head, or none, has no other to learn with
+        training = replace(training, together=0.0)
     trainee = Adaptation(recogniser, adapter, not arguments.freeze_controller, new)
     done = train(trainee, utterances, training, arguments.out, resume=arguments.resume, title="adapting")
     size = trainee.adapter.hra.count_parameters(count(recogniser.model.p))

@@ -70,6 +70,23 @@ def test_an_open_model_has_a_recipe_of_its_own(
     assert spy.config == TrainingConfig(**ADAPTATION)
 
 
+def test_a_head_alone_learns_with_no_other(manifest: Path, tmp_path: Path, spy: Spy) -> None:
+    assert main(adapt(manifest, tmp_path / "out", "--where", "speaker=ann")) == 0
+    assert spy.trainee.new_tasks == ("ann",)
+    assert spy.config == TrainingConfig(**{**OPEN_ADAPTATION, "together": 0.0})
+
+
+def test_a_waveform_has_no_bands_to_mask(manifest: Path, tmp_path: Path, spy: Spy) -> None:
+    given = adapt(manifest, tmp_path / "out")
+    given[given.index(str(FOLDER))] = str(FOLDER.with_name("wav2vec2_conformer"))
+    vocabulary = json.loads((FOLDER.with_name("wav2vec2_conformer") / "vocab.json").read_text())
+    letter = next(token for token in vocabulary if len(token) == 1 and token.isalpha())
+    lines = [json.loads(line) | {"text": letter} for line in manifest.read_text().splitlines()]
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(given) == 0
+    assert spy.config == TrainingConfig(**{**OPEN_ADAPTATION, "augment": None})
+
+
 def test_new_heads_like_an_old_one(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

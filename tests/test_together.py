@@ -14,6 +14,7 @@ from minihra.data.corpus import Utterance, load_utterances
 from minihra.data.faults import Faults
 from minihra.data.manifest import Row
 from minihra.model_cases import CONFIG
+from minihra.optim import AdamW
 from minihra.recogniser import Adapter, Recogniser
 from minihra.speech.alphabet import Alphabet
 from minihra.speech.audio import at_speed
@@ -58,6 +59,27 @@ def test_together_they_are_one_head(tmp_path: Path) -> None:
 def test_afterwards_each_goes_its_own_way(tmp_path: Path) -> None:
     hra = adapted(tmp_path, SPEAKERS, utterances(), together=0.5)
     assert len({tuple(bits(head).values()) for head in hra.p.heads.values()}) == 3
+
+
+def test_each_phase_has_a_schedule_of_its_own() -> None:
+    config = TrainingConfig(peak=0.3, warmup=0.25, together=0.5, schedule="constant")
+    rates = [config.learning_rate(step, 16) for step in range(16)]
+    np.testing.assert_allclose(rates, [0.15, *[0.3] * 7, 0.05, *[0.1] * 7])
+    alone = replace(config, together=0.0)
+    np.testing.assert_allclose([alone.learning_rate(step, 8) for step in range(8)], rates[:8])
+
+
+def test_the_moments_of_the_sums_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each head's first step of its own is that of a new optimiser: none had a moment when it came."""
+    seen, update = [], AdamW.update
+
+    def spied(self: AdamW, *given: object) -> None:
+        seen.append(len(self.moments))
+        update(self, *given)
+
+    monkeypatch.setattr(AdamW, "update", spied)
+    adapted(tmp_path, SPEAKERS, utterances(), together=0.5)
+    assert len(seen) == 6 and seen[0] == seen[3] == 0 and min(seen[1], seen[2], seen[4], seen[5]) > 0
 
 
 def test_old_heads_and_absent_ones() -> None:

@@ -26,7 +26,7 @@ class Row(NamedTuple):
     form: Form
 
 
-# How PyTorch's tensors become ours. All but the last give views of them.
+# How PyTorch's tensors become ours. All give views of them, but `flattened_by_channel`, which must copy.
 
 
 def same(a: Array) -> Array:
