@@ -1,6 +1,6 @@
 """Log-mel energies of long recordings, block by block, and the checks of settings that all open features share.
 
-All is computed in float64: where a mel bin is 80 dB below the loudest, float32 loses its third digit. Blocks keep the
+Frames are given in float64: where a mel bin is 80 dB below the loudest, float32 loses its third digit. Blocks keep the
 spectrum of an hour out of memory.
 """
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from minihra.arrays import Array
+from minihra.blocks.limits import must_be_whole
 from minihra.layers.log_mel import frame_view
 
 BLOCK = 4096  # frames, 41 s and some 30 MB at the usual 10 ms and 512 points
@@ -19,7 +20,7 @@ MOST, MOST_RATE = 2**16, 2**20
 def in_blocks(samples: Array, window: int, hop: int, log_mel: Callable[[Array], Array]) -> Array:
     """Return features (T, F), float32, of samples (n,), T = 1 + (n - window) // hop > 0.
 
-    `log_mel` maps frames (t, window) to features (t, F), float64.
+    `log_mel` maps frames (t, window), float64, to features (t, F) of any float type.
     """
     frames = frame_view(np.ascontiguousarray(samples, np.float32), window, hop)
     starts = range(0, len(frames), BLOCK)
@@ -51,11 +52,7 @@ def require_samples(samples: Array, least: int, what: str) -> None:
 def require_whole(settings: object, **least: int) -> None:
     """Raise ValueError if an attribute of `settings` is no whole number of at least the one given, or is absurd."""
     for name, smallest in least.items():
-        value, largest = getattr(settings, name), MOST_RATE if name == "sample_rate" else MOST
-        if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
-            raise ValueError(f"{name} must be a whole number of at least {smallest}, got {value!r}")
-        if value > largest:
-            raise ValueError(f"{name} must be at most {largest}, got {value}")
+        must_be_whole(name, getattr(settings, name), smallest, MOST_RATE if name == "sample_rate" else MOST)
 
 
 def require_transform(window: int, n_fft: int) -> None:

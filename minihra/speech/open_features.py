@@ -13,7 +13,7 @@ takes the names of its preprocessor_config.json.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -46,8 +46,8 @@ STFT_SETTINGS = {
 
 
 @dataclass(frozen=True)
-class ParakeetFeatures:
-    """The features of Parakeet and of other FastConformers of NeMo. Window and hop are in samples.
+class StftFeatures:
+    """What features of an STFT have in common: its settings. Window and hop are in samples.
 
     Raises:
         ValueError: a setting is impossible.
@@ -58,11 +58,31 @@ class ParakeetFeatures:
     n_fft: int = 512
     window: int = 400
     hop_length: int = 160
+
+    least_rate: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        require_whole(self, sample_rate=self.least_rate, mels=1, n_fft=2, window=3, hop_length=1)
+        require_transform(self.window, self.n_fft)
+
+    @property
+    def hop(self) -> float:
+        """Seconds from one frame to the next."""
+        return self.hop_length / self.sample_rate
+
+
+@dataclass(frozen=True)
+class ParakeetFeatures(StftFeatures):
+    """The features of Parakeet and of other FastConformers of NeMo.
+
+    Raises:
+        ValueError: a setting is impossible.
+    """
+
     preemphasis: float = 0.97
 
     def __post_init__(self) -> None:
-        require_whole(self, sample_rate=1, mels=1, n_fft=2, window=3, hop_length=1)
-        require_transform(self.window, self.n_fft)
+        super().__post_init__()
         if not (isinstance(self.preemphasis, int | float) and 0 <= self.preemphasis <= 1):
             raise ValueError(f"preemphasis must be between 0 and 1, got {self.preemphasis!r}")
 
@@ -72,11 +92,6 @@ class ParakeetFeatures:
         require_setting(settings, "feature_extractor_type", "ParakeetFeatureExtractor")
         preemphasis = settings.get("preemphasis", cls.preemphasis) or 0.0
         return cls(**renamed(settings, STFT_SETTINGS), preemphasis=preemphasis)
-
-    @property
-    def hop(self) -> float:
-        """Seconds from one frame to the next."""
-        return self.hop_length / self.sample_rate
 
     def describe(self) -> str:
         """Return a line for people."""
@@ -172,33 +187,22 @@ class Wav2Vec2BertFeatures:
 
 
 @dataclass(frozen=True)
-class LasrFeatures:
-    """The features of LASR (MedASR), 125 to 7500 Hz. Window and hop are in samples.
+class LasrFeatures(StftFeatures):
+    """The features of LASR (MedASR), 125 to 7500 Hz.
 
     Raises:
         ValueError: a setting is impossible.
     """
 
-    sample_rate: int = 16000
     mels: int = 128
-    n_fft: int = 512
-    window: int = 400
-    hop_length: int = 160
 
-    def __post_init__(self) -> None:
-        require_whole(self, sample_rate=15000, mels=1, n_fft=2, window=3, hop_length=1)
-        require_transform(self.window, self.n_fft)
+    least_rate: ClassVar[int] = 15000  # twice the highest frequency
 
     @classmethod
     def from_settings(cls, settings: dict) -> Self:
         """Return the features that a preprocessor_config.json describes."""
         require_setting(settings, "feature_extractor_type", "LasrFeatureExtractor")
         return cls(**renamed(settings, STFT_SETTINGS))
-
-    @property
-    def hop(self) -> float:
-        """Seconds from one frame to the next."""
-        return self.hop_length / self.sample_rate
 
     def describe(self) -> str:
         """Return a line for people."""
