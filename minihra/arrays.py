@@ -22,6 +22,11 @@ def array_module(x: Array) -> ModuleType:
     return sys.modules[type(x).__module__.partition(".")[0]]
 
 
+def is_numpys(x: Array) -> bool:
+    """Whether `x` is an array of NumPy, or one that stands for it (weightless.py)."""
+    return type(x) is np.ndarray or getattr(array_module(x), "stands_for", None) is np
+
+
 def special_functions(xp: ModuleType) -> ModuleType:
     """Return the SciPy-like module of special functions (erf) for the array module `xp`."""
     if (named := getattr(xp, "special", None)) is not None:

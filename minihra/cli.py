@@ -35,9 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
     arguments = parser().parse_args(argv)
     keep_freed_memory()
+    from minihra.threads import set_threads
     from minihra.train import Interrupted
 
     try:
+        if arguments.threads is not None:
+            set_threads(arguments.threads)
         status = arguments.run(arguments) or 0
         sys.stdout.flush()  # here and not at exit, where a reader that has left would be a traceback
         return status
@@ -80,6 +83,9 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, text: str, more: str = "") -> argparse.ArgumentParser:
         one = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}".strip())
         one.set_defaults(run=command(name))
+        one.add_argument(
+            "--threads", metavar="N", help="that compute (default: MINIHRA_THREADS, else one for each processor)"
+        )
         return one
 
     demo = add("demo", "pre-train, freeze and adapt on built-in voices, with controls", "No download; a few minutes.")

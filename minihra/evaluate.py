@@ -1,6 +1,8 @@
 """What a recogniser writes down, and how many words, characters or phonemes of it are wrong."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +13,7 @@ from minihra.adapters.hra import HRA
 from minihra.arrays import Array
 from minihra.data.corpus import Utterance
 from minihra.model import infer
+from minihra.parts import parts_of
 from minihra.recogniser import Recogniser
 from minihra.speech.beam import beam_decode
 from minihra.speech.chunks import Chunk, chunks_of, stitch
@@ -18,6 +21,7 @@ from minihra.speech.decoding import greedy_decode
 from minihra.speech.error_rate import ErrorCount, character_errors, sum_errors, unit_errors
 from minihra.speech.features import pad
 from minihra.speech.tokenizers import Tokenizer
+from minihra.threads import share
 
 BATCH = 32
 """Most pieces that are recognised together."""
@@ -55,6 +59,22 @@ def batches_of(lengths: Sequence[int], most: int) -> Iterator[Array]:
             start = end
 
 
+def infer_parts(
+    recogniser: Recogniser, features: Sequence[Array], hra: HRA | None, tasks: Sequence[str]
+) -> list[Array]:
+    """Return the logits (T', V) of each of a batch of features (T, F)."""
+
+    def infer_part(rows: Array) -> list[Array]:
+        edit = None if hra is None else hra.edit([tasks[row] for row in rows])
+        logits, valid = infer(recogniser.model, *pad([features[row] for row in rows]), edit)
+        return [row[real] for row, real in zip(logits, valid, strict=True)]
+
+    parts = parts_of([len(one) for one in features])
+    logits = chain.from_iterable(share([partial(infer_part, rows) for rows in parts]))
+    by_row = dict(zip(np.concatenate(parts).tolist(), logits, strict=True))
+    return [by_row[row] for row in range(len(features))]
+
+
 def outputs_of(
     recogniser: Recogniser, features: Sequence[Array], hra: HRA | None = None, tasks: Sequence[str] | None = None
 ) -> Iterator[tuple[int, Array]]:
@@ -74,12 +94,12 @@ def outputs_of(
     with tqdm(desc="recognising", total=len(parts), unit="piece", disable=None, leave=False) as bar:
         for batch in batches_of(lengths, most):
             rows = [parts[place] for place in batch]
-            edit = None if hra is None else hra.edit([tasks[i] for i, _, _ in rows])
             sound = [features[i][chunk.start : chunk.stop] for i, _, chunk in rows]
-            logits, valid = infer(recogniser.model, *pad(sound), edit)
-            for (i, n, _), row, real in zip(rows, logits, valid, strict=True):
+            for (i, n, _), row in zip(
+                rows, infer_parts(recogniser, sound, hra, [tasks[i] for i, *_ in rows]), strict=True
+            ):
                 done = outputs.setdefault(i, {})
-                done[n] = row[real]
+                done[n] = row
                 if len(done) == len(pieces[i]):
                     yield i, stitch([done[n] for n in range(len(done))], pieces[i], stride)
                     del outputs[i]

@@ -3,7 +3,8 @@
     working memory = the most that lives at one time, beside the weights, while `model.infer`, or `model.forward`,
                      `ctc_loss` and `backward` with an HRA, run over arrays without content (weightless.py)
 
-So it is what the code keeps, and no formula of what it should. What it comes to, for feed-forward modules of 4C:
+So it is what the code keeps, and no formula of what it should; a batch takes what those of its parts (parts.py) take
+that are computed at one time, one on each thread. What a part comes to, for feed-forward modules of 4C:
 
     inference    one layer at a time, the largest of
                    the front end    features, patches (9 for each output of a 3x3 convolution, K for one over time)
@@ -17,6 +18,8 @@ T is the number of frames behind the front end. Not in it: the program and its l
 while they are computed (one recording at a time), and the decoder.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +36,9 @@ from minihra.blocks.subsampling import subsampling_forward
 from minihra.evaluate import TOGETHER, batches_of, pieces_of
 from minihra.layers.rotary import RotaryTable
 from minihra.model import Labels, backward, ctc_loss, forward, infer
+from minihra.parts import parts_of
 from minihra.recogniser import Recogniser
+from minihra.threads import threads
 from minihra.tree import count
 from minihra.weightless import Weightless, WeightlessArray
 
@@ -107,9 +112,15 @@ def memory_of_inference(config: ConformerConfig, hop: float, batch: int, seconds
     chunks = pieces_of(frames, Recogniser(Rehearsal(config, None, None), Pace(hop), None))
     lengths = [chunk.stop - chunk.start for chunk in chunks] * batch
     batches = [[lengths[n] for n in rows] for rows in batches_of(lengths, round(TOGETHER / hop))]
-    peak = max(peak_of_infer(config, B, T) for B, T in {(len(rows), max(rows)) for rows in batches})
+    peak = max(sum(peak_of_infer(config, *part) for part in parts) for parts in {*map(largest_parts, batches)})
     outputs = sum(map(config.front_end.frames, lengths)) * config.labels
     return Memory(weights_of(config), 0, 0, peak + BYTES * (batch * frames * config.mels + outputs))
+
+
+def largest_parts(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Return (rows, frames) of the parts of a batch that are computed at one time, taken as the largest ones."""
+    shapes = [(len(rows), max(lengths[row] for row in rows)) for rows in parts_of(lengths)]
+    return tuple(sorted(shapes, key=math.prod, reverse=True)[: threads()])
 
 
 class Pace(NamedTuple):
@@ -148,8 +159,11 @@ def same_labels(batch: int, labels: int) -> Labels:
 def memory_of_step(config: ConformerConfig, hop: float, shape: AdapterShape, batch: int, seconds: float) -> Memory:
     """Return what one step of adaptation takes, for an HRA with a head for one task."""
     frames = round(seconds / hop)
-    kept, peak = peak_of_step(config, shape, batch, frames, config.front_end.frames(frames) // FRAMES_PER_LABEL)
+    labels = config.front_end.frames(frames) // FRAMES_PER_LABEL
+    parts = [peak_of_step(config, shape, *part, labels) for part in largest_parts([frames] * batch)]
     bottleneck = shape.state_size if shape.bottleneck is None else shape.bottleneck
     head = HEADS[shape.head](config.width, shape.state_size, bottleneck)
     adapter = count(CELLS[shape.controller].shapes(config.width, shape.state_size)) + count(head)
-    return Memory(weights_of(config), 3 * BYTES * adapter, kept, peak)
+    features = BYTES * batch * frames * config.mels
+    kept, working = (sum(peaks) for peaks in zip(*parts, strict=True))
+    return Memory(weights_of(config), 3 * BYTES * adapter, kept, features + working)

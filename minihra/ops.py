@@ -1,12 +1,21 @@
 """The switchboard: every pair under one name. Blocks and adapters call these names and never a backend.
 
-A name without a twin IS the reference function, so "go to definition" lands on the equations. A hot pair will pick a
-twin from `minihra.kernels` here, by where its first array lives.
+A name without a twin IS the reference function, so "go to definition" lands on the equations. A hot pair takes its twin
+from `minihra.kernels` where its first array is NumPy's and float32; float64 is for checks, and what they check is the
+reference. MINIHRA_REFERENCE=1 in the environment, or Numba missing, leaves everything to the reference.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, wraps
+from importlib import import_module
+from types import ModuleType
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from minihra.arrays import is_numpys
 from minihra.layers.activations import (
     gelu_backward,
     gelu_forward,
@@ -53,7 +62,7 @@ from minihra.layers.rotary import rotary_backward, rotary_forward
 from minihra.layers.shaw_attention import shaw_attention_backward, shaw_attention_forward
 from minihra.layers.softmax import masked_softmax_backward, masked_softmax_forward
 
-__all__ = ["PAIRS", "Pair", "adamw_update"]
+__all__ = ["PAIRS", "TWINS", "Pair", "adamw_update", "references"]
 
 
 class Pair(NamedTuple):
@@ -62,6 +71,81 @@ class Pair(NamedTuple):
     forward: Callable
     backward: Callable
 
+
+TWINS = {
+    "linear": "linear",
+    "swish": "activations",
+    "glu": "activations",
+    "layer_norm": "norms",
+    "running_norm": "norms",
+    "attention": "attention",
+    "relative_attention": "attention",
+    "depthwise_conv": "conv",
+    "depthwise_conv2d": "conv2d",
+    "gru": "gru",
+}
+"""The pairs with a twin for the CPU, and the file in minihra/kernels/cpu where it stands."""
+
+
+class Switch:
+    """Whether twins are taken, in the whole process."""
+
+    on = os.environ.get("MINIHRA_REFERENCE") != "1"
+
+
+@contextmanager
+def references() -> Iterator[None]:
+    """Leave everything to the reference, in the whole process, as MINIHRA_REFERENCE=1 does."""
+    before, Switch.on = Switch.on, False
+    try:
+        yield
+    finally:
+        Switch.on = before
+
+
+@cache
+def twins_in(file: str) -> ModuleType | None:
+    """Return the module minihra/kernels/cpu/`file`, or None where Numba or the folder of the kernels is missing."""
+    try:
+        return import_module(f"minihra.kernels.cpu.{file}")
+    except ModuleNotFoundError as missing:
+        if missing.name not in ("numba", "minihra.kernels", "minihra.kernels.cpu"):
+            raise
+        return None
+
+
+def hot(reference: Callable) -> Callable:
+    """Return a function that is `reference`, or its twin where there is one for the first array."""
+    name = reference.__name__
+    file = TWINS[name.rpartition("_")[0]]
+
+    @wraps(reference)
+    def switch(*arguments: Any, **named: Any) -> Any:
+        x = arguments[0] if arguments else next(iter(named.values()))
+        if Switch.on and x.dtype == np.float32 and is_numpys(x) and (twins := twins_in(file)) is not None:
+            return getattr(twins, name)(*arguments, **named)
+        return reference(*arguments, **named)
+
+    return switch
+
+
+def hot_pair(forward: Callable, backward: Callable) -> tuple[Callable, Callable]:
+    """Return both functions of a pair as `hot` does."""
+    return hot(forward), hot(backward)
+
+
+linear_forward = hot(linear_forward)
+swish_forward, swish_backward = hot_pair(swish_forward, swish_backward)
+glu_forward, glu_backward = hot_pair(glu_forward, glu_backward)
+layer_norm_forward, layer_norm_backward = hot_pair(layer_norm_forward, layer_norm_backward)
+running_norm_forward, running_norm_backward = hot_pair(running_norm_forward, running_norm_backward)
+attention_forward, attention_backward = hot_pair(attention_forward, attention_backward)
+relative_attention_forward, relative_attention_backward = hot_pair(
+    relative_attention_forward, relative_attention_backward
+)
+depthwise_conv_forward, depthwise_conv_backward = hot_pair(depthwise_conv_forward, depthwise_conv_backward)
+depthwise_conv2d_forward = hot(depthwise_conv2d_forward)
+gru_forward, gru_backward = hot_pair(gru_forward, gru_backward)
 
 PAIRS = {
     "linear": Pair(linear_forward, linear_backward),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -12,10 +13,12 @@ from minihra.arrays import Array
 from minihra.data.corpus import Utterance
 from minihra.evaluate import transcribe
 from minihra.model import Loss, backward, ctc_loss, forward, pack_labels
+from minihra.parts import parts_of
 from minihra.recogniser import Adapter, Recogniser, load_hra, load_own, save_backbone, save_hra
 from minihra.speech.augment import SpecAugment
 from minihra.speech.features import pad
-from minihra.tree import Tree, add
+from minihra.threads import share
+from minihra.tree import Tree, add, map_leaves
 
 
 class Batch(NamedTuple):
@@ -25,6 +28,12 @@ class Batch(NamedTuple):
     lengths: Array  # (B,)
     labels: Sequence[Sequence[int]]
     tasks: Sequence[str]
+
+    def part(self, rows: Array) -> "Batch":
+        """Return some rows of it, padded to the longest of them."""
+        lengths = self.lengths[rows]
+        features = self.features[rows, : max(1, lengths.max())]
+        return Batch(features, lengths, [self.labels[row] for row in rows], [self.tasks[row] for row in rows])
 
 
 def labelled_loss(recogniser: Recogniser, logits: Array, valid: Array, batch: Batch) -> tuple[Loss, Array]:
@@ -147,7 +156,12 @@ class Adaptation:
         return self.adapter.hra.p
 
     def gradients(self, batch: Batch, rng: np.random.Generator) -> tuple[Loss, Tree]:
-        """Return loss and gradients; nothing is drawn."""
+        """Return loss and gradients, of the parts of the batch one by one; nothing is drawn."""
+        parts = parts_of(batch.lengths)
+        return joined(parts, share([partial(self.gradients_of, batch.part(rows)) for rows in parts]))
+
+    def gradients_of(self, batch: Batch) -> tuple[Loss, Tree]:
+        """Return loss and gradients of a part of a batch."""
         model, hra = self.recogniser.model, self.adapter.hra
         edit = hra.edit(batch.tasks, train_controller=self.train_controller)
         logits, cache = forward(model, batch.features, batch.lengths, edit)
@@ -173,6 +187,23 @@ class Adaptation:
     def load(self, folder: Path) -> None:
         """Go back to the adapter of a folder."""
         self.adapter = load_hra(folder, self.adapter.backbone_sha256)
+
+
+def joined(parts: Sequence[Array], results: Sequence[tuple[Loss, Tree]]) -> tuple[Loss, Tree]:
+    """Return the loss of a whole batch and its gradients, of those of its parts, whose rows are `parts`.
+
+    Each part's loss is the mean over its feasible utterances, and counts as many times as it has of them.
+    """
+    order = np.argsort(np.concatenate(parts))
+    utterances, feasible = (
+        np.concatenate([getattr(loss, field) for loss, _ in results])[order] for field in ("utterances", "feasible")
+    )
+    mean, gradients, total = np.zeros((), utterances.dtype), None, max(1, feasible.sum())
+    for loss, part in results:
+        share_of_part = (loss.feasible.sum() / total).astype(mean.dtype)
+        mean = mean + share_of_part * loss.mean
+        gradients = add(gradients, map_leaves(lambda g, factor=share_of_part: g * factor, part))
+    return Loss(mean, utterances, feasible), gradients
 
 
 def make_batch(utterances: Sequence[Utterance], augment: SpecAugment | None, rng: np.random.Generator) -> Batch:

@@ -111,9 +111,14 @@ def bias_gradient_is_a_mean(right: Backward) -> Backward:
     return wrong
 
 
+@fault("sigmoid")
+def factor_of_the_sigmoid_is_forgotten(right: Backward) -> Backward:
+    return lambda dy, cache: dy * cache.y
+
+
 @fault("swish")
-def derivative_of_the_sigmoid_is_forgotten(right: Backward) -> Backward:
-    return lambda dy, cache: dy * cache.s
+def step_is_taken_for_half(right: Backward) -> Backward:
+    return lambda dy, cache: right(0.5 * dy, cache)
 
 
 @fault("glu")

@@ -310,7 +310,7 @@ def test_float32_stays_float32(cell: str, head: str, conv_norm: str) -> None:
         clipped, _ = clip_by_global_norm(grads, 1e-3)
         seen = [*nodes(cache), *nodes((logits, ctc_cache, loss, dlogits, grads, clipped), "results")]
         floats = {path: node.dtype for path, node in seen if getattr(node, "dtype", np.dtype(bool)).kind == "f"}
-        assert len(floats) > 80, "this walk misses most of the cache"
+        assert len(floats) > 70, "this walk misses most of the cache"
         assert {path for path, dtype in floats.items() if dtype != np.float32} == set()
 
 

@@ -70,6 +70,7 @@ ADAPTERS = (
 
 
 def peak(action: Callable[[], None]) -> int:
+    action()  # a first time, in which twins are compiled
     tracemalloc.start()
     action()
     highest = tracemalloc.get_traced_memory()[1]
@@ -125,7 +126,7 @@ def test_nothing_is_allocated() -> None:
     big = ConformerConfig(labels=1025, mels=80, width=1024, layers=24, heads=8, front_end=Subsampling(3, 256, True))
     assert peak(lambda: peak_of_infer(big, 4, 3000)) < 10e6
     assert peak(lambda: peak_of_step(big, AdapterShape(), 4, 1000, 40)) < 10e6
-    assert peak_of_infer(big, 4, 3000) > 800e6
+    assert peak_of_infer(big, 4, 3000) > 500e6
 
 
 def test_an_array_counts_until_its_last_view_is_gone() -> None:

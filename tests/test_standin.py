@@ -15,6 +15,7 @@ from minihra.cases import Case, layer_cases, numbers
 from minihra.masks import valid_from_lengths
 from minihra.model import backward, ctc_loss, forward
 from minihra.model_cases import block_cases
+from minihra.ops import references
 from minihra.optim import AdamW, clip_by_global_norm
 from minihra.tree import Tree, children, leaves, map_leaves
 from tests import standin
@@ -25,7 +26,7 @@ CASES = [*layer_cases(), *block_cases()]
 
 @pytest.fixture(autouse=True)
 def xp() -> Iterator[ModuleType]:
-    with standin.installed() as module:
+    with standin.installed() as module, references():
         yield module
 
 

@@ -39,42 +39,39 @@ def sigmoid_backward(dy: Array, cache: SigmoidCache) -> Array:
 class SwishCache(NamedTuple):
     """What `swish_backward` reads."""
 
-    s: Array  # (...)  s(x)
-    y: Array  # (...)
+    slope: Array  # (...)  dy/dx
 
 
 def swish_forward(x: Array) -> tuple[Array, SwishCache]:
     """Map x (...) to x s(x) (...)."""
     s = sigmoid(x)  # (1)
     y = x * s  # (2)
-    return y, SwishCache(s, y)
+    return y, SwishCache(s + y * (1 - s))
 
 
 def swish_backward(dy: Array, cache: SwishCache) -> Array:
     """Return dx (...) for dy (...): y' = s + x s (1 - s) = s + y (1 - s)."""
-    s, y = cache
-    return dy * (s + y * (1 - s))  # (2) (1)
+    return dy * cache.slope  # (2) (1)
 
 
 class GLUCache(NamedTuple):
     """What `glu_backward` reads."""
 
-    a: Array  # (..., C)
-    s: Array  # (..., C)  s(g)
+    s: Array  # (..., C)  s(g) = dy/da
+    slope: Array  # (..., C)  dy/dg
 
 
 def glu_forward(x: Array) -> tuple[Array, GLUCache]:
     """Map x (..., 2C) to y (..., C)."""
     C = x.shape[-1] // 2
-    a, s = x[..., :C], sigmoid(x[..., C:])  # (1)
-    return a * s, GLUCache(a, s)  # (2)
+    s = sigmoid(x[..., C:])  # (1)
+    y = x[..., :C] * s  # (2)
+    return y, GLUCache(s, y * (1 - s))
 
 
 def glu_backward(dy: Array, cache: GLUCache) -> Array:
-    """Return dx (..., 2C) for dy (..., C)."""
-    a, s = cache
-    da, ds = dy * s, dy * a  # (2)
-    return array_module(dy).concatenate([da, ds * s * (1 - s)], axis=-1)  # (1)
+    """Return dx (..., 2C) for dy (..., C): dy/dg = a s (1 - s) = y (1 - s)."""
+    return array_module(dy).concatenate([dy * cache.s, dy * cache.slope], axis=-1)  # (2) (1)
 
 
 class ReluCache(NamedTuple):

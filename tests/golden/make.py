@@ -29,7 +29,7 @@ from minihra.layers.gru import GRUCache
 from minihra.masks import hide
 from minihra.model import ModelCache, backward, forward, pack_labels
 from minihra.model_cases import tiny_conformer
-from minihra.ops import ctc_backward, ctc_forward, grouped_heads_backward
+from minihra.ops import ctc_backward, ctc_forward, grouped_heads_backward, references
 from minihra.tree import Tree, children, leaves, map_leaves
 
 FOLDER = Path(__file__).parent
@@ -84,11 +84,12 @@ def golden_records() -> dict[str, dict[str, dict[str, Record]]]:
         "heads": [case for case in adapters if "head" in case.name],
         "ctc": ctc,
     }
-    records = {
-        file: {key(case): {dtype: layer_record(case, dtype) for dtype in DTYPES} for case in cases}
-        for file, cases in files.items()
-    }
-    return records | {"hra": {"hra": {dtype: hra_record(dtype) for dtype in DTYPES}}}
+    with references():
+        records = {
+            file: {key(case): {dtype: layer_record(case, dtype) for dtype in DTYPES} for case in cases}
+            for file, cases in files.items()
+        }
+        return records | {"hra": {"hra": {dtype: hra_record(dtype) for dtype in DTYPES}}}
 
 
 def key(case: Case) -> str:

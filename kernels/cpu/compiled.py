@@ -1,0 +1,101 @@
+"""How the loops are compiled, where the machine code is kept, and the functions that vectorise.
+
+Machine code is kept between processes in a folder whose name is a hash of all the twins' text: Numba would not notice
+that a function changed which another file calls. Where no folder can be written, each process compiles anew.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
+
+SUMS = {"reassoc", "contract", "nsz"}
+"""What LLVM may do to a sum, so that it vectorises. NaN and infinity keep their meaning."""
+
+
+ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
+"""Constants of the loops. Numba takes a bare 1 or 0.5 for a float64, and would compute with it in float64."""
+
+
+def cache_folder() -> Path | None:
+    """Return the folder of the machine code, or None where none can be written."""
+    text = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    base = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    folder = Path(base) / "minihra" / hashlib.sha256(text).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+CACHE = cache_folder()
+
+
+def compiled(function: Callable) -> Callable:
+    """Compile a loop at its first call, for the types of that call."""
+    return _compiled(function, SUMS)
+
+
+def compiled_for_maxima(function: Callable) -> Callable:
+    """Compile a search for a maximum, which vectorises only where NaN may be passed over."""
+    return _compiled(function, {*SUMS, "nnan"})
+
+
+def compiled_strictly(function: Callable) -> Callable:
+    """Compile a loop whose sums are done in the order in which they stand."""
+    return _compiled(function, False)
+
+
+def _compiled(function: Callable, fastmath: set[str] | bool) -> Callable:
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE or "")
+    try:
+        return njit(nogil=True, error_model="numpy", fastmath=fastmath, cache=CACHE is not None)(function)
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+def launch(loop: Callable, *arguments: Any) -> None:
+    """Run a loop; over arrays without content (minihra/weightless.py) there is nothing to do."""
+    if isinstance(arguments[0], np.ndarray):
+        loop(*arguments)
+
+
+def exp(x: float) -> float:
+    """Return the exponential, within 1.2e-7 of it in float32. Compiled code alone calls it."""
+    return math.exp(x)
+
+
+LOWEST, HIGHEST = np.float32(-87.0), np.float32(88.0)  # beyond them float32 has no normal number for the result
+PER_LOG2, LOG2_HIGH, LOG2_LOW = np.float32(1 / math.log(2)), np.float32(0.693359375), np.float32(-2.12194440e-4)
+C2, C3, C4, C5, C6, C7 = (np.float32(1 / math.factorial(n)) for n in range(2, 8))
+
+
+@overload(exp, jit_options={"fastmath": {"contract"}})
+def _exp(x):  # noqa: ANN001, ANN202  Numba compares the two signatures
+    """Choose by type: libm's for float64; for float32 arithmetic that vectorises, 2^n exp(r) with |r| <= log(2)/2."""
+    if x != types.float32:
+        return lambda x: math.exp(x)  # noqa: PLW0108  Numba compiles a function of Python alone
+
+    def exp32(x):  # noqa: ANN001, ANN202
+        x = LOWEST if x < LOWEST else x  # comparisons that leave NaN as it is
+        x = HIGHEST if x > HIGHEST else x
+        n = np.floor(x * PER_LOG2 + np.float32(0.5))
+        r = x - n * LOG2_HIGH - n * LOG2_LOW  # log(2) in two parts, the first of which n multiplies exactly
+        y = ((((((C7 * r + C6) * r + C5) * r + C4) * r + C3) * r + C2) * r * r + r) + np.float32(1)
+        return y * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+    return exp32
+
+
+@njit(error_model="numpy", fastmath=SUMS)
+def sigmoid(x: float) -> float:
+    """Return 1 / (1 + exp(-x))."""
+    return ONE / (ONE + exp(-x))

@@ -1,0 +1,124 @@
+"""Twins of the layer norm and the running norm."""
+
+import math
+
+import numpy as np
+
+from minihra.arrays import Array, array_module
+from minihra.kernels.cpu.compiled import ONE, ZERO, compiled, launch
+from minihra.layers.norms import (
+    EPS,
+    BatchNormParams,
+    BatchStatistics,
+    LayerNormCache,
+    LayerNormParams,
+    RunningNormCache,
+)
+
+
+@compiled
+def _layer_norm(x: Array, y: Array, normal: Array, scale: Array, g: Array, b: Array, eps: float) -> None:
+    N, C = x.shape
+    for n in range(N):
+        total = ZERO
+        for c in range(C):
+            total += x[n, c]
+        mean = total / np.float32(C)
+        squares = ZERO
+        for c in range(C):
+            centred = x[n, c] - mean
+            squares += centred * centred
+        s = ONE / math.sqrt(squares / np.float32(C) + eps)
+        scale[n] = s
+        for c in range(C):
+            value = (x[n, c] - mean) * s
+            normal[n, c] = value
+            y[n, c] = value * g[c] + b[c]
+
+
+def layer_norm_forward(
+    x: Array, p: LayerNormParams, *, eps: float = EPS, params: bool = True
+) -> tuple[Array, LayerNormCache]:
+    """Normalise each frame of x (..., C)."""
+    xp = array_module(x)
+    C = x.shape[-1]
+    y, normal, scale = (xp.empty(shape, x.dtype) for shape in (x.shape, x.shape, (*x.shape[:-1], 1)))
+    b = xp.zeros((C,), x.dtype) if p.b is None else p.b
+    rows = [array.reshape(-1, C) for array in (x, y, normal)]
+    launch(_layer_norm, *rows, scale.reshape(-1), p.g, b, x.dtype.type(eps))
+    return y, LayerNormCache(normal, scale, p, params)
+
+
+@compiled
+def _layer_norm_backward(dy: Array, normal: Array, scale: Array, g: Array, dx: Array) -> None:
+    N, C = dy.shape
+    for n in range(N):
+        total, along = ZERO, ZERO
+        for c in range(C):
+            dnormal = dy[n, c] * g[c]
+            total += dnormal
+            along += dnormal * normal[n, c]
+        mean, along = total / np.float32(C), along / np.float32(C)
+        for c in range(C):
+            dx[n, c] = (dy[n, c] * g[c] - mean - normal[n, c] * along) * scale[n]
+
+
+@compiled
+def _gain_and_bias(dy: Array, normal: Array, dg: Array, db: Array) -> None:
+    for n in range(len(dy)):
+        for c in range(dy.shape[1]):
+            dg[c] += dy[n, c] * normal[n, c]
+            db[c] += dy[n, c]
+
+
+def layer_norm_backward(dy: Array, cache: LayerNormCache) -> tuple[Array, LayerNormParams | None]:
+    """Return dx (..., C) and dp for dy (..., C)."""
+    xp = array_module(dy)
+    normal, scale, p, params = cache
+    C, dx = dy.shape[-1], xp.empty(dy.shape, dy.dtype)
+    dy, normal = dy.reshape(-1, C), normal.reshape(-1, C)
+    launch(_layer_norm_backward, dy, normal, scale.reshape(-1), p.g, dx.reshape(-1, C))
+    if not params:
+        return dx, None
+    dg, db = xp.zeros((C,), dy.dtype), xp.zeros((C,), dy.dtype)
+    launch(_gain_and_bias, dy, normal, dg, db)
+    return dx, LayerNormParams(dg, None if p.b is None else db)
+
+
+@compiled
+def _running_norm(x: Array, scale: Array, shift: Array, y: Array) -> None:
+    for n in range(len(x)):
+        for c in range(x.shape[1]):
+            y[n, c] = x[n, c] * scale[c] + shift[c]
+
+
+def running_norm_forward(
+    x: Array, statistics: BatchStatistics, p: BatchNormParams, *, eps: float = EPS, params: bool = True
+) -> tuple[Array, RunningNormCache]:
+    """Normalise x (..., C) with running statistics: one scale and one shift for each channel."""
+    xp = array_module(x)
+    C, scale = x.shape[-1], 1 / xp.sqrt(statistics.var + eps)
+    y = xp.empty(x.shape, x.dtype)
+    gain = p.g * scale
+    launch(_running_norm, x.reshape(-1, C), gain, p.b - statistics.mean * gain, y.reshape(-1, C))
+    return y, RunningNormCache((x - statistics.mean) * scale if params else None, scale, p)
+
+
+@compiled
+def _scale_rows(x: Array, scale: Array, y: Array) -> None:
+    for n in range(len(x)):
+        for c in range(x.shape[1]):
+            y[n, c] = x[n, c] * scale[c]
+
+
+def running_norm_backward(dy: Array, cache: RunningNormCache) -> tuple[Array, BatchNormParams | None]:
+    """Return dx (..., C) and dp for dy (..., C)."""
+    xp = array_module(dy)
+    normal, scale, p = cache
+    C, dx = dy.shape[-1], xp.empty(dy.shape, dy.dtype)
+    launch(_scale_rows, dy.reshape(-1, C), p.g * scale, dx.reshape(-1, C))
+    if normal is None:
+        return dx, None
+    dg, db = xp.zeros((C,), dy.dtype), xp.zeros((C,), dy.dtype)
+    launch(_gain_and_bias, dy.reshape(-1, C), normal.reshape(-1, C), dg, db)
+    return dx, BatchNormParams(dg, db)

@@ -1,0 +1,170 @@
+"""How work is shared among threads: one setting rules, results keep their order, and BLAS gets its threads back."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from minihra import threads as module
+from minihra.adapters.hra import HRA
+from minihra.cli import main
+from minihra.parts import LEAST_FRAMES, MOST, parts_of
+from minihra.recogniser import Adapter, Recogniser
+from minihra.speech.alphabet import Alphabet
+from minihra.threads import alone, one_thread_blas, set_threads, share, threads
+from minihra.trainees import Adaptation, Batch
+from minihra.tree import leaves, map_leaves
+from tests.imports_of import ROOT
+from tests.tiny import frozen_backbone
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    before, blas = threads(), [library.num_threads for library in module._blas()]
+    yield
+    set_threads(before)
+    for library, number in zip(module._blas(), blas, strict=True):
+        library.set_num_threads(number)
+
+
+def blas_threads() -> set[int]:
+    return {library.num_threads for library in module._blas()}
+
+
+def test_results_are_in_order_and_come_from_other_threads() -> None:
+    set_threads(3)
+    barrier = threading.Barrier(3, timeout=20)  # which fewer than three threads would never pass
+
+    def task(n: int) -> tuple[int, bool, set[int]]:
+        barrier.wait()
+        return n, alone(), blas_threads()
+
+    results = share([lambda n=n: task(n) for n in range(6)])
+    assert results == [(n, True, {1}) for n in range(6)]
+    assert blas_threads() == {3}
+
+
+def test_one_thread_works_alone() -> None:
+    set_threads(1)
+    assert share([threading.get_ident] * 4) == [threading.get_ident()] * 4
+    set_threads(2)
+    assert not alone()
+    assert threading.get_ident() not in share([threading.get_ident] * 4)
+
+
+def test_a_single_task_keeps_the_threads_of_blas() -> None:
+    set_threads(2)
+    assert share([lambda: (threading.get_ident(), blas_threads())]) == [(threading.get_ident(), {2})]
+
+
+def test_blas_has_its_threads_back_when_the_last_caller_is_out() -> None:
+    set_threads(2)
+    with one_thread_blas():
+        with one_thread_blas():
+            assert blas_threads() == {1}
+        assert blas_threads() == {1}
+    assert blas_threads() == {2}
+    with pytest.raises(ZeroDivisionError):
+        share([lambda: 1 // 0] * 2)
+    assert blas_threads() == {2}
+
+
+@pytest.mark.parametrize("number", [0, -1, "two", "1.5", ""])
+def test_impossible_numbers(number: int | str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="whole number of at least 1, got"):
+        set_threads(number)
+    assert main(["params", "--threads", str(number)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("setting", "number"), [("3", "3"), (None, str(len(os.sched_getaffinity(0))))])
+def test_the_environment_rules(setting: str | None, number: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "MINIHRA_THREADS"}
+    environment |= {} if setting is None else {"MINIHRA_THREADS": setting}
+    code = "import numpy; from minihra import threads as t; print(t.threads(), t._blas()[0].num_threads)"
+    printed = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, check=True)
+    assert printed.stdout.split()[0].decode() == number
+    assert setting is None or printed.stdout.split()[1].decode() == number
+
+
+def test_parts() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        lengths = rng.integers(0, rng.integers(1, 2000), size=rng.integers(1, 40))
+        parts = parts_of(lengths)
+        assert sorted(np.concatenate(parts)) == list(range(len(lengths)))
+        assert 1 <= len(parts) <= MOST and all(len(part) for part in parts)
+        ordered = lengths[np.concatenate(parts)]
+        assert (np.diff(ordered) <= 0).all()  # the longest first
+        frames = [lengths[part].sum() for part in parts]
+        assert len(parts) == 1 or max(frames) <= lengths.sum() / len(parts) + 2 * lengths.max()
+    assert len(parts_of([LEAST_FRAMES] * 5)) == 5
+    assert len(parts_of([LEAST_FRAMES // 10] * 5)) == 1
+    assert [part.tolist() for part in parts_of([0, 0])] == [[0, 1]]
+
+
+def adaptation() -> tuple[Adaptation, Batch]:
+    backbone, rng = frozen_backbone(), np.random.default_rng(0)
+    hra = HRA(backbone.config.width, 8, seed=2)
+    for task in ("ann", "bob"):
+        hra.add_task(task)
+    hra.p = map_leaves(lambda leaf: leaf + rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype), hra.p)
+    lengths = np.array([900, 300, 0, 701, 850, 2])
+    features = rng.standard_normal((6, 900, backbone.config.mels), np.float32)
+    labels = [[1, 2], [3], [1], [2, 2, 1], [1], [1, 2, 3]]  # the third and the last are too short
+    tasks = ["ann", "bob", "ann", "base", "bob", "ann"]
+    trainee = Adaptation(Recogniser(backbone, None, Alphabet("abcdefgh")), Adapter(hra, "speaker", ""))
+    return trainee, Batch(features, lengths, labels, tasks)
+
+
+def test_parts_together_are_the_batch() -> None:
+    """Loss, feasibility and gradients of a step are those of the whole batch at once."""
+    trainee, batch = adaptation()
+    assert len(parts_of(batch.lengths)) > 2
+    loss, gradients = trainee.gradients(batch, np.random.default_rng(0))
+    whole, wanted = trainee.gradients_of(batch)
+    assert loss.feasible.tolist() == whole.feasible.tolist() == [True, True, False, True, True, False]
+    np.testing.assert_allclose(loss.utterances, whole.utterances, rtol=1e-5)
+    np.testing.assert_allclose(loss.mean, whole.mean, rtol=1e-5)
+    found, wanted = dict(leaves(gradients)), dict(leaves(wanted))
+    assert found.keys() == wanted.keys()
+    for name, g in wanted.items():
+        assert np.abs(found[name] - g).max() <= 1e-4 * np.abs(g).max(), name  # sums in another order, in float32
+        assert found[name].dtype == np.float32
+
+
+def test_the_number_of_threads_does_not_change_a_bit() -> None:
+    trainee, batch = adaptation()
+
+    def bits() -> list[bytes]:
+        loss, gradients = trainee.gradients(batch, np.random.default_rng(0))
+        return [loss.mean.tobytes(), *(leaf.tobytes() for _, leaf in leaves(gradients))]
+
+    set_threads(1)
+    alone_bits = bits()
+    for number in (2, 3):
+        set_threads(number)
+        assert bits() == alone_bits
+
+
+def test_two_users_at_once() -> None:
+    """Two Python threads may call the library together."""
+    trainee, batch = adaptation()
+    set_threads(2)
+    wanted = trainee.gradients(batch, np.random.default_rng(0))[0].mean
+    found = []
+
+    def user() -> None:
+        found.extend(trainee.gradients(batch, np.random.default_rng(0))[0].mean for _ in range(3))
+
+    users = [threading.Thread(target=user) for _ in range(2)]
+    for one in users:
+        one.start()
+    for one in users:
+        one.join()
+    assert found == [wanted] * 6
+    assert blas_threads() == {2}

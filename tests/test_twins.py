@@ -1,0 +1,225 @@
+"""Rung 5: twins for the CPU against their references, looped over the switchboard's table.
+
+The same signature, the same results and caches, each other's caches, the same bits when run twice; and with the twins
+away, or forbidden, everything runs on the references.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minihra.arrays import Array
+from minihra.cases import Case, layer_cases, numbers
+from minihra.layers.linear import LinearParams
+from minihra.layers.relative_attention import RelativePositionParams, relative_positions
+from minihra.masks import valid_from_lengths
+from minihra.ops import PAIRS, TWINS, Pair, references, twins_in
+from minihra.tree import Tree, leaves, map_leaves
+from tests.imports_of import ROOT
+
+pytest.importorskip("numba", reason="the twins for the CPU need numba")
+
+TOLERANCE = {np.float64: 1e-12, np.float32: 1e-5}  # of the largest element
+
+
+def reference_of(function: Callable) -> Callable:
+    return getattr(function, "__wrapped__", function)
+
+
+def twin_of(function: Callable) -> Callable:
+    """The twin of a function of the switchboard; where only its partner has one, the reference."""
+    name = function.__name__
+    return getattr(twins_in(TWINS[name.rpartition("_")[0]]), name, reference_of(function))
+
+
+def larger_cases() -> list[Case]:
+    """Inputs that cross the borders of tiles and parts, which the tiny ones do not."""
+    B, T, A, D, C = 3, 53, 2, 9, 18
+    valid, positions = valid_from_lengths([53, 31, 0], T), relative_positions(T, C, np.dtype(np.float64))
+    queries = {name: 3 * numbers(B, T, A, D, k=k) for k, name in enumerate(("q", "k", "value"))}
+    p = RelativePositionParams(numbers(C, A * D, k=5), numbers(A, D, k=6), numbers(A, D, k=7))
+    W, b = numbers(515, 600, k=1).T, numbers(515, k=2)
+    return [
+        Case("linear, few rows of a large map", PAIRS["linear"], {"x": numbers(2, 19, 600), "p": LinearParams(W, b)}),
+        Case("linear, large without bias", PAIRS["linear"], {"x": numbers(37, 600), "p": LinearParams(W, None)}),
+        Case("attention, long", PAIRS["attention"], queries, {"valid": valid, "reach": (20, None)}),
+        Case(
+            "relative_attention, long",
+            PAIRS["relative_attention"],
+            {**queries, "p": p},
+            {"positions": positions, "valid": valid, "reach": (None, 7)},
+        ),
+        Case("swish, far from 0", PAIRS["swish"], {"x": 200 * numbers(7, 33)}),
+        Case("glu, far from 0", PAIRS["glu"], {"x": 200 * numbers(7, 34)}),
+    ]
+
+
+ALL = [*layer_cases(), *larger_cases()]
+CASES = {case.name: case for case in ALL if case.name.partition(",")[0] in TWINS}
+
+
+def cast(tree: Tree, dtype: type) -> Tree:
+    """A tree whose floating-point leaves have `dtype`, in the order of memory that they had, and can not be written."""
+
+    def one(leaf: Any) -> Any:
+        if getattr(leaf, "dtype", None) == np.float64:
+            leaf = np.array(leaf, dtype, order="K")
+            leaf.flags.writeable = False
+        return leaf
+
+    return map_leaves(one, tree)
+
+
+def arguments_of(case: Case, dtype: type) -> dict[str, Any]:
+    return {**cast(case.arguments, dtype), **cast(dict(case.constants), dtype)}
+
+
+def as_tuple(gradients: Any) -> tuple:
+    return gradients if type(gradients) is tuple else (gradients,)
+
+
+def named(tree: Tree) -> dict[str, Array]:
+    return {name: leaf for name, leaf in leaves(tree) if isinstance(leaf, np.ndarray)}
+
+
+def assert_same(found: Tree, wanted: Tree, dtype: type) -> None:
+    """Every array that is found equals the one of the reference."""
+    found, wanted = named(found), named(wanted)
+    assert found.keys() <= wanted.keys()
+    for name, a in found.items():
+        b = wanted[name]
+        assert a.dtype == b.dtype and a.shape == b.shape, name
+        error = np.abs(a.astype(float) - b.astype(float)).max(initial=0)
+        assert error <= TOLERANCE[dtype] * np.abs(b).max(initial=1e-30), (name, error)
+
+
+def output_gradient(y: Array) -> Array:
+    return numbers(*y.shape, k=40).astype(y.dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("name", CASES)
+def test_twin_equals_its_reference(name: str, dtype: type) -> None:
+    case, pair = CASES[name], CASES[name].pair
+    arguments = arguments_of(case, dtype)
+    y, cache = twin_of(pair.forward)(**arguments)
+    wanted, wanted_cache = reference_of(pair.forward)(**arguments)
+    assert_same((y,), (wanted,), dtype)
+    assert type(cache) is type(wanted_cache)
+    assert_same(cache, wanted_cache, dtype)
+    dy = output_gradient(y)
+    gradients = as_tuple(reference_of(pair.backward)(dy, wanted_cache))
+    for its_cache in (cache, wanted_cache):
+        found = as_tuple(twin_of(pair.backward)(dy, its_cache))
+        assert named(found).keys() == named(gradients).keys()
+        assert_same(found, gradients, dtype)
+    assert_same(as_tuple(reference_of(pair.backward)(dy, cache)), gradients, dtype)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_twin_with_frozen_parameters(name: str) -> None:
+    case, pair = CASES[name], CASES[name].pair
+    if "params" not in signature(pair.forward).parameters:
+        pytest.skip("it has no parameters")
+    arguments = arguments_of(case, np.float32)
+    _, cache = twin_of(pair.forward)(**arguments, params=False)
+    y, wanted = reference_of(pair.forward)(**arguments, params=False)
+    assert {field for field, value in zip(cache._fields, cache, strict=True) if value is None} == {
+        field for field, value in zip(wanted._fields, wanted, strict=True) if value is None
+    }
+    found, gradients = (
+        twin_of(pair.backward)(output_gradient(y), cache),
+        reference_of(pair.backward)(output_gradient(y), wanted),
+    )
+    assert found[-1] is None and gradients[-1] is None
+    assert_same(found, gradients, np.float32)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_same_bits_again(name: str) -> None:
+    pair, arguments = CASES[name].pair, arguments_of(CASES[name], np.float32)
+
+    def run() -> list[bytes]:
+        y, cache = twin_of(pair.forward)(**arguments)
+        return [
+            a.tobytes() for a in named((y, cache, as_tuple(twin_of(pair.backward)(output_gradient(y), cache)))).values()
+        ]
+
+    assert run() == run()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_signature_is_that_of_the_reference(name: str) -> None:
+    for function in CASES[name].pair:
+        wanted, found = signature(reference_of(function)), signature(twin_of(function))
+        assert [(p.name, p.kind, p.default) for p in found.parameters.values()] == [
+            (p.name, p.kind, p.default) for p in wanted.parameters.values()
+        ]
+
+
+def test_every_twin_has_a_case() -> None:
+    assert {name.partition(",")[0] for name in CASES} == TWINS.keys() <= PAIRS.keys()
+
+
+def test_nan_shows() -> None:
+    """What diverged must not look well."""
+    for name in ("swish", "glu", "layer_norm"):
+        arguments = arguments_of(CASES[name], np.float32)
+        arguments["x"] = arguments["x"].copy()
+        arguments["x"][0, 0, -1] = np.nan
+        assert np.isnan(twin_of(PAIRS[name].forward)(**arguments)[0][0, 0]).any(), name
+
+
+def which(pair: Pair, x: Array, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whether the switchboard takes the twin or the reference of an activation."""
+    monkeypatch.setattr(twins_in(TWINS["swish"]), "swish_forward", lambda x: ("twin", None))
+    y = pair.forward(x)[0]
+    return "reference" if isinstance(y, np.ndarray) else y
+
+
+def test_switchboard_chooses_by_the_first_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose = partial(which, PAIRS["swish"], monkeypatch=monkeypatch)
+    assert choose(np.zeros(3, np.float32)) == "twin"
+    assert choose(np.zeros(3)) == "reference"
+    with references():
+        assert choose(np.zeros(3, np.float32)) == "reference"
+    assert choose(np.zeros(3, np.float32)) == "twin"
+
+
+SCRIPT = """
+import sys
+{before}
+import numpy as np
+from minihra.ops import swish_forward
+y, _ = swish_forward(np.ones(3, np.float32))
+print(y.dtype, "minihra.kernels.cpu.activations" in sys.modules, "numba" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "environment", "printed"),
+    [
+        ("", {}, "float32 True True"),
+        ("", {"MINIHRA_REFERENCE": "1"}, "float32 False False"),
+        ("sys.modules['numba'] = None", {}, "float32 False True"),
+        ("sys.modules['minihra.kernels'] = None", {}, "float32 False False"),
+    ],
+    ids=["with twins", "forbidden", "without numba", "without the kernels"],
+)
+def test_everything_runs_without_twins(before: str, environment: dict[str, str], printed: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(before=before)],
+        env={**os.environ, **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.strip() == printed
