@@ -83,6 +83,7 @@ TWINS = {
     "depthwise_conv": "conv",
     "depthwise_conv2d": "conv2d",
     "gru": "gru",
+    "ctc": "ctc",
 }
 """The pairs with a twin for the CPU, and the file in minihra/kernels/cpu where it stands."""
 
@@ -146,6 +147,7 @@ relative_attention_forward, relative_attention_backward = hot_pair(
 depthwise_conv_forward, depthwise_conv_backward = hot_pair(depthwise_conv_forward, depthwise_conv_backward)
 depthwise_conv2d_forward = hot(depthwise_conv2d_forward)
 gru_forward, gru_backward = hot_pair(gru_forward, gru_backward)
+ctc_forward, ctc_backward = hot_pair(ctc_forward, ctc_backward)
 
 PAIRS = {
     "linear": Pair(linear_forward, linear_backward),

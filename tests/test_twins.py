@@ -56,6 +56,16 @@ def larger_cases() -> list[Case]:
             {**queries, "p": p},
             {"positions": positions, "valid": valid, "reach": (None, 7)},
         ),
+        Case(
+            "ctc, long",
+            PAIRS["ctc"],
+            {"logits": numbers(3, 23, 9)},
+            {
+                "valid": valid_from_lengths([23, 19, 0], 23),
+                "labels": np.arange(30).reshape(3, 10) % 8 + 1,
+                "label_lengths": np.array([10, 9, 3]),
+            },
+        ),
         Case("swish, far from 0", PAIRS["swish"], {"x": 200 * numbers(7, 33)}),
         Case("glu, far from 0", PAIRS["glu"], {"x": 200 * numbers(7, 34)}),
     ]
@@ -96,8 +106,10 @@ def assert_same(found: Tree, wanted: Tree, dtype: type) -> None:
     for name, a in found.items():
         b = wanted[name]
         assert a.dtype == b.dtype and a.shape == b.shape, name
-        error = np.abs(a.astype(float) - b.astype(float)).max(initial=0)
-        assert error <= TOLERANCE[dtype] * np.abs(b).max(initial=1e-30), (name, error)
+        finite = np.isfinite(b)
+        assert np.array_equal(a[~finite], b[~finite]), name  # the log of 0
+        error = np.abs(a[finite].astype(float) - b[finite].astype(float)).max(initial=0)
+        assert error <= TOLERANCE[dtype] * np.abs(b[finite]).max(initial=1e-30), (name, error)
 
 
 def output_gradient(y: Array) -> Array:
@@ -120,7 +132,8 @@ def test_twin_equals_its_reference(name: str, dtype: type) -> None:
         found = as_tuple(twin_of(pair.backward)(dy, its_cache))
         assert named(found).keys() == named(gradients).keys()
         assert_same(found, gradients, dtype)
-    assert_same(as_tuple(reference_of(pair.backward)(dy, cache)), gradients, dtype)
+    if named(cache).keys() == named(wanted_cache).keys():  # else its own backward computes again what it left out
+        assert_same(as_tuple(reference_of(pair.backward)(dy, cache)), gradients, dtype)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -175,6 +188,23 @@ def test_nan_shows() -> None:
         arguments["x"] = arguments["x"].copy()
         arguments["x"][0, 0, -1] = np.nan
         assert np.isnan(twin_of(PAIRS[name].forward)(**arguments)[0][0, 0]).any(), name
+
+
+def test_long_ctc_in_float32_is_as_near_to_float64_as_the_reference() -> None:
+    """Log probabilities of hundreds of frames are hundreds, so that float32 itself leaves an error of some 1e-4."""
+    rng, (B, T, S, V) = np.random.default_rng(0), (8, 200, 30, 32)
+    logits, labels = rng.normal(0, 2, (B, T, V)), rng.integers(1, V, (B, S))
+    more = {"valid": np.ones((B, T), bool), "labels": labels, "label_lengths": np.full(B, S)}
+    forward, backward = map(reference_of, PAIRS["ctc"])
+    loss, cache = forward(logits, **more)
+    gradient, errors = backward(np.ones(B), cache), {}
+    for which, pair in (("twin", map(twin_of, PAIRS["ctc"])), ("reference", (forward, backward))):
+        its_forward, its_backward = pair
+        its_loss, its_cache = its_forward(logits.astype(np.float32), **more)
+        error = np.abs(its_backward(np.ones(B, np.float32), its_cache) - gradient).max()
+        errors[which] = np.array([np.abs(its_loss - loss).max(), error])
+    assert (errors["reference"] > 1e-5).all()
+    assert (errors["twin"] < 3 * errors["reference"]).all()
 
 
 def which(pair: Pair, x: Array, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -1,0 +1,141 @@
+"""Twin of CTC: each utterance's recursion over its frames is a loop over its states, without arrays in between.
+
+Probabilities are added in the log domain, as in the reference. The backward reads emissions from log_y, and keeps beta for
+one frame alone.
+"""
+
+import numpy as np
+from numba import njit
+
+from minihra.arrays import Array, array_module
+from minihra.kernels.cpu.compiled import ZERO, compiled, compiled_for_maxima, compiled_strictly, exp, launch, log
+from minihra.layers.ctc import CTCCache
+
+NEVER, LOWEST = np.float32(-np.inf), np.finfo(np.float32).min
+
+
+@compiled_for_maxima
+def _largest(row: Array) -> float:
+    most = row[0]
+    for v in range(len(row)):
+        most = max(most, row[v])
+    return most
+
+
+@compiled
+def _log_softmax(logits: Array, valid: Array, log_y: Array) -> None:
+    """Take padded frames, which may hold anything, as zeros."""
+    B, T, V = logits.shape
+    for b in range(B):
+        for t in range(T):
+            y = log_y[b, t]
+            for v in range(V):
+                y[v] = logits[b, t, v] if valid[b, t] else ZERO
+            most, total = _largest(y), ZERO
+            for v in range(V):
+                y[v] -= most
+                total += exp(y[v])
+            total = log(total)
+            for v in range(V):
+                y[v] -= total
+
+
+@njit(inline="always")  # by Numba: for LLVM it is too long, and the loops would not vectorise
+def _log_add(a: float, b: float, c: float) -> float:
+    """Return log(exp(a) + exp(b) + exp(c)); minus infinity stands for 0."""
+    most = max(max(a, b), c)
+    base = max(most, LOWEST)  # finite, so that no infinity is subtracted from another
+    return most + log(exp(a - base) + exp(b - base) + exp(c - base))
+
+
+@compiled_strictly
+def _forward(log_y: Array, valid: Array, states: Array, skip: Array, log_alpha: Array) -> None:
+    """Write alpha (B, T, Z) of every frame; that of a padded frame is its predecessor's."""
+    B, T, Z = log_alpha.shape
+    before = np.empty(Z + 2, log_alpha.dtype)  # with two states below the first one, in which no path is
+    for b in range(B):
+        before[:] = NEVER
+        before[2] = ZERO
+        for t in range(T):
+            alpha = log_alpha[b, t]
+            if valid[b, t]:
+                for s in range(Z):
+                    alpha[s] = before[s] if skip[b, s] else NEVER
+                for s in range(Z):
+                    alpha[s] = _log_add(before[s + 2], before[s + 1], alpha[s])
+                for s in range(Z):
+                    alpha[s] += log_y[b, t, states[b, s]]
+                before[2:] = alpha
+            else:
+                alpha[:] = before[2:]
+
+
+def ctc_forward(
+    logits: Array, valid: Array, labels: Array, label_lengths: Array, *, blank: int = 0
+) -> tuple[Array, CTCCache]:
+    """Return the loss (B,) of logits (B, T, V) for labels (B, S), of which `label_lengths` (B,) count in each row."""
+    xp, (B, T, V), S = array_module(logits), logits.shape, labels.shape[1]
+    states = xp.full((B, 2 * S + 1), blank, dtype=labels.dtype)
+    states[:, 1::2] = xp.where(xp.arange(S)[None, :] < label_lengths[:, None], labels, blank)
+    skip = xp.zeros(states.shape, bool)
+    skip[:, 2:] = (states[:, 2:] != blank) & (states[:, 2:] != states[:, :-2])
+    last, state = 2 * label_lengths[:, None], xp.arange(2 * S + 1)[None, :]
+    log_end = xp.where((state == last) | (state == last - 1), 0.0, -float("inf")).astype(logits.dtype)
+
+    log_y, log_alpha = xp.empty((B, T, V), logits.dtype), xp.empty((B, T, 2 * S + 1), logits.dtype)
+    launch(_log_softmax, xp.ascontiguousarray(logits), valid, log_y)
+    launch(_forward, log_y, valid, states, skip, log_alpha)
+    final = log_alpha[:, T - 1] + log_end
+    top = final.max(-1)
+    feasible = top != -float("inf")
+    top = xp.where(feasible, top, 0)
+    total = xp.exp(final - top[:, None]).sum(-1)
+    log_likelihood = top + xp.log(xp.where(feasible, total, 1))
+    loss = xp.where(feasible, 0 - log_likelihood, 0)
+    return loss, CTCCache(log_y, None, log_alpha, log_end, log_likelihood, feasible, skip, states, valid)
+
+
+@compiled_strictly
+def _backward(
+    dloss: Array,
+    log_y: Array,
+    log_alpha: Array,
+    log_end: Array,
+    log_likelihood: Array,
+    feasible: Array,
+    skip: Array,
+    states: Array,
+    valid: Array,
+    dlogits: Array,
+) -> None:
+    B, T, Z = log_alpha.shape
+    beta = np.empty(Z, log_y.dtype)
+    go, skipped = np.full(Z + 2, NEVER, log_y.dtype), np.empty(Z, log_y.dtype)  # two states above the last one
+    for b in range(B):
+        beta[:] = log_end[b]
+        for t in range(T - 1, -1, -1):
+            dlogits[b, t] = 0
+            if not (valid[b, t] and feasible[b]):
+                continue
+            for s in range(Z):
+                go[s] = beta[s] + log_y[b, t, states[b, s]]
+            for s in range(Z):  # the share of the paths that are in s now
+                beta[s] = exp(log_alpha[b, t, s] + beta[s] - log_likelihood[b])
+            for s in range(Z):
+                dlogits[b, t, states[b, s]] -= beta[s]
+            for v in range(log_y.shape[2]):
+                dlogits[b, t, v] = (dlogits[b, t, v] + exp(log_y[b, t, v])) * dloss[b]
+            for s in range(Z):
+                skipped[s] = go[s + 2] if s + 2 < Z and skip[b, s + 2] else NEVER
+            for s in range(Z):
+                beta[s] = _log_add(go[s], go[s + 1], skipped[s])
+
+
+def ctc_backward(dloss: Array, cache: CTCCache) -> Array:
+    """Return dlogits (B, T, V), 0 on padded frames and infeasible utterances, for dloss (B,)."""
+    log_y, _, log_alpha, log_end, log_likelihood, feasible, skip, states, valid = cache
+    xp = array_module(log_y)
+    dlogits = xp.empty(log_y.shape, log_y.dtype)
+    arrays = (dloss, log_y, log_alpha, log_end, log_likelihood, feasible, skip, states, valid)
+    launch(_backward, *map(xp.ascontiguousarray, arrays), dlogits)
+    return dlogits
