@@ -1,7 +1,7 @@
 """Twin of CTC: each utterance's recursion over its frames is a loop over its states, without arrays in between.
 
-Probabilities are added in the log domain, as in the reference. The backward reads emissions from log_y, and keeps beta for
-one frame alone.
+Probabilities are added in the log domain, as in the reference. The backward reads emissions from log_y, and keeps beta
+for one frame alone.
 """
 
 import numpy as np
@@ -43,7 +43,7 @@ def _log_softmax(logits: Array, valid: Array, log_y: Array) -> None:
 @njit(inline="always")  # by Numba: for LLVM it is too long, and the loops would not vectorise
 def _log_add(a: float, b: float, c: float) -> float:
     """Return log(exp(a) + exp(b) + exp(c)); minus infinity stands for 0."""
-    most = max(max(a, b), c)
+    most = max(a, b, c)
     base = max(most, LOWEST)  # finite, so that no infinity is subtracted from another
     return most + log(exp(a - base) + exp(b - base) + exp(c - base))
 
