@@ -19,6 +19,7 @@ MODULES = {
     "check": "checks",
     "demo": "demo",
     "inspect": "inspection",
+    "bench": "bench",
     "pretrain": "training_commands",
     "adapt": "training_commands",
 }
@@ -169,6 +170,15 @@ def parser() -> argparse.ArgumentParser:
         "check every hand-written backward against central differences",
         "In float64: every layer, every block and the whole model. Exit status 1 if one is wrong.",
     )
+
+    bench = add("bench", "time steps and their parts, alone or beside a rival", "The twins are checked first.")
+    bench.add_argument(
+        "--rival", metavar="FILE.py", help="with a function runs_of(row, inputs), as tests/torch_twin.py"
+    )
+    bench.add_argument("--rows", nargs="+", default=[], metavar="WORD", help="only rows with all these in their names")
+    bench.add_argument("--list", action="store_true", help="show the rows, and time none")
+    bench.add_argument("--turns", type=int, default=7, metavar="N", help="measurements of each side (default 7)")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write the results there, after each row")
     return top
 
 

@@ -96,13 +96,18 @@ def rehearsal(config: ConformerConfig, xp: Weightless) -> Rehearsal:
     return Rehearsal(config, *map(xp.parameters, conformer_shapes(config)))
 
 
-def peak_of_infer(config: ConformerConfig, batch: int, frames: int) -> int:
-    """Return the most bytes that live, beside the weights, in `model.infer` of `batch` utterances, inputs included.
+def rehearse_infer(
+    xp: Weightless, config: ConformerConfig, batch: int, frames: int, shape: AdapterShape | None = None
+) -> None:
+    """Run `model.infer` over `batch` utterances of `frames` feature frames, with an adapter if there is a shape."""
+    edit = None if shape is None else rehearsed_edit(xp, config, shape, batch)
+    infer(rehearsal(config, xp), xp.empty((batch, frames, config.mels)), None, edit)
 
-    `frames` is the number of feature frames of each.
-    """
+
+def peak_of_infer(config: ConformerConfig, batch: int, frames: int) -> int:
+    """Return the most bytes that live, beside the weights, in `model.infer` of `batch` utterances, inputs included."""
     xp = Weightless()
-    infer(rehearsal(config, xp), xp.empty((batch, frames, config.mels)), None)
+    rehearse_infer(xp, config, batch, frames)
     return xp.peak
 
 
@@ -134,20 +139,34 @@ def weights_of(config: ConformerConfig) -> int:
     return BYTES * count(conformer_shapes(config))
 
 
-def peak_of_step(config: ConformerConfig, shape: AdapterShape, batch: int, frames: int, labels: int) -> tuple[int, int]:
-    """Return what the forward keeps, and the most bytes that live, in one step of adaptation, inputs included.
+def rehearsed_edit(xp: Weightless, config: ConformerConfig, shape: AdapterShape, batch: int) -> HRAEdit:
+    """Return the edit of a batch whose rows are all of one task."""
+    bottleneck = shape.state_size if shape.bottleneck is None else shape.bottleneck
+    controller = CELLS[shape.controller].shapes(config.width, shape.state_size)
+    heads = {"task": HEADS[shape.head](config.width, shape.state_size, bottleneck)}
+    p, groups = HRAParams(xp.parameters(controller), xp.parameters(heads)), group_tasks(["task"] * batch, heads)
+    return HRAEdit(p, shape.controller, shape.state_size, groups, batch, train_controller=True)
+
+
+def rehearse_step(
+    xp: Weightless, config: ConformerConfig, shape: AdapterShape, batch: int, frames: int, labels: int
+) -> int:
+    """Run forward, loss and backward of one step of adaptation; return what the forward keeps.
 
     Every utterance has `frames` feature frames and `labels` labels.
     """
-    xp, bottleneck = Weightless(), shape.state_size if shape.bottleneck is None else shape.bottleneck
-    controller = CELLS[shape.controller].shapes(config.width, shape.state_size)
-    heads = {"task": HEADS[shape.head](config.width, shape.state_size, bottleneck)}
-    p, tasks = HRAParams(xp.parameters(controller), xp.parameters(heads)), ["task"] * batch
-    edit = HRAEdit(p, shape.controller, shape.state_size, group_tasks(tasks, heads), batch, train_controller=True)
+    edit = rehearsed_edit(xp, config, shape, batch)
     logits, cache = forward(rehearsal(config, xp), xp.empty((batch, frames, config.mels)), None, edit)
     kept = xp.held
     _, dlogits = ctc_loss(logits, cache.context.valid, same_labels(batch, labels))
     backward(dlogits, cache)
+    return kept
+
+
+def peak_of_step(config: ConformerConfig, shape: AdapterShape, batch: int, frames: int, labels: int) -> tuple[int, int]:
+    """Return what the forward keeps, and the most bytes that live, in one step of adaptation, inputs included."""
+    xp = Weightless()
+    kept = rehearse_step(xp, config, shape, batch, frames, labels)
     return kept, xp.peak
 
 

@@ -4,6 +4,7 @@
     x = xp.empty((8, 1000, 80))                    holds nothing, and adds 8 * 1000 * 80 * 4 to xp.held
     y = anything_of_ours(x)                        and so does every array that is made on the way
     xp.peak                                        the most bytes that lived at one time
+    xp.products                                    how many products of each shape were made
 
 `Weightless` is the array module of its arrays (arrays.py), as numpy is of NumPy's: it offers what the layers call, and
 each function returns an array of the right shape. An array is counted from when it is made until the last view of it is
@@ -12,6 +13,8 @@ Buffers inside NumPy, BLAS and FFT are not seen, nor is what NumPy saves where i
 that nobody needs any more.
 """
 
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +24,9 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import DTypeLike
 
 from minihra.tree import Shape, Tree, map_leaves
+
+Product = tuple[int, int, int, int]
+"""The shape of a product: so many of (N, I) with (I, O)."""
 
 GRAIN = np.zeros(1)
 """What every view points at. Nobody reads it: a view is asked for its shape and strides alone."""
@@ -124,6 +130,7 @@ class WeightlessArray:
 
     def __matmul__(self, other: Any) -> "WeightlessArray":
         outer = np.broadcast_shapes(self.shape[:-2], other.shape[:-2])
+        self.array_module.products[math.prod(outer), *self.shape[-2:], other.shape[-1]] += 1
         return self.array_module.empty((*outer, self.shape[-2], other.shape[-1]), self.dtype)
 
     def __neg__(self) -> "WeightlessArray":
@@ -153,6 +160,7 @@ class Weightless:
 
     def __init__(self) -> None:
         self.held = self.peak = 0
+        self.products: Counter[Product] = Counter()
         self.lib = SimpleNamespace(stride_tricks=SimpleNamespace(as_strided=WeightlessArray.strided_view))
         self.special = SimpleNamespace(erf=self.elementwise)
 

@@ -8,6 +8,7 @@ Letters: B batch, T frames, F mel bins, C width, A heads, D = C/A, K kernel, H s
 `valid` is bool (B, T), True = real frame.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from itertools import pairwise
@@ -334,3 +335,108 @@ class TorchHRA(nn.Module):
     def named_gradients(self) -> dict[str, Any]:
         """The gradient of every parameter that got one, as NumPy arrays under the dotted names."""
         return {name: p.grad.cpu().clone().numpy() for name, p in self.named_parameters() if p.grad is not None}
+
+
+# The rival of `minihra bench --rival tests/torch_twin.py`: the same rows from the same arrays.
+
+Run = Callable[[], float]
+STATE, RATE, BLANK = 64, 1e-4, 0
+
+
+def compiled(name: str, make: Callable[[Callable], Run]) -> dict[str, Run]:
+    """What runs eagerly, and the same compiled."""
+    return {f"{name}, eager": make(lambda f: f), f"{name}, compiled": make(torch.compile)}
+
+
+def runs_of(row: Any, inputs: dict[str, Any]) -> dict[str, Run]:
+    """What PyTorch can do a row with, by name; all of it on as many threads as OMP_NUM_THREADS says."""
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    if row.kind.startswith("heads"):
+        return heads_runs(row, inputs)
+    if row.kind == "ctc":
+        return ctc_runs(inputs)
+    if row.kind == "log-mel":
+        return {}
+    modes = ("gather",) if row.kind == "training" else ("gather", "loop")
+    runs = {}
+    for mode in modes:
+        runs |= compiled(mode, lambda compile_, mode=mode: model_run(row, inputs, mode, compile_))
+    return runs
+
+
+def model_run(row: Any, inputs: dict[str, Any], mode: str, compile_: Callable) -> Run:
+    """One step of adaptation or training, or an inference."""
+    named = {name: a for name, a in inputs.items() if name.startswith(("backbone.", "statistics.", "adapter."))}
+    tasks = tuple(f"task{n}" for n in range(row.tasks))
+    training = row.kind == "training"
+    model = TorchHRA(
+        named, heads=4, cell=None if training else row.cell, tasks=tasks, dtype=torch.float32,
+        freeze_backbone=not training, heads_mode=mode,
+    )  # fmt: skip
+    model.forward = compile_(model.forward)
+    features, lengths = torch.tensor(inputs["features"]), torch.tensor(inputs["lengths"])
+    chosen = None if training else inputs["tasks"]
+    if row.kind == "inference":
+        model.eval()
+        with torch.inference_mode():
+            return torch.inference_mode()(lambda: float(model(features, lengths, chosen)[0].mean()))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0, fused=True)
+
+    def step() -> float:
+        optimiser.zero_grad(set_to_none=True)
+        loss = model.loss(features, lengths, inputs["labels"], chosen)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        return loss.item()
+
+    return step
+
+
+def heads_runs(row: Any, inputs: dict[str, Any]) -> dict[str, Run]:
+    """The heads of a batch with the sum onto the residual, or their backward: gathered, and in a loop over tasks."""
+    named = {name.removeprefix("adapter."): a for name, a in inputs.items() if name.startswith("adapter.")}
+    tree, runs = unflatten(named, torch.float32), {}
+    order = sorted(range(row.batch), key=lambda i: list(dict.fromkeys(inputs["tasks"])).index(inputs["tasks"][i]))
+    h, residual, do = (torch.tensor(inputs[name])[order] for name in ("h", "residual", "do"))
+    tasks = [inputs["tasks"][i] for i in order]
+    backward = row.kind == "heads backward"
+    for mode in ("gather", "loop"):
+        adapter = Adapter(tree, "gru", [f"task{n}" for n in range(row.tasks)], mode)
+
+        def forward(h: Tensor, adapter: Adapter = adapter) -> Tensor:
+            return adapter.choose(tasks, h.device)(h) + residual
+
+        def make(compile_: Callable, forward: Callable = forward, adapter: Adapter = adapter) -> Run:
+            run = compile_(forward)
+            if not backward:
+                return torch.no_grad()(lambda: float(run(h)[0, 0, 0]))
+            x = h.clone().requires_grad_()
+            o, parameters = run(x), list(adapter.heads.parameters())
+
+            def back(o: Tensor = o, x: Tensor = x, parameters: list = parameters) -> float:
+                (dx, *_) = torch.autograd.grad(o, [x, *parameters], do, True, allow_unused=True)
+                return float(dx[0, 0, 0])
+
+            return back
+
+        runs |= {f"{mode}, eager": make(lambda f: f)} if backward or row.tasks > 64 else compiled(mode, make)
+    return runs
+
+
+def ctc_runs(inputs: dict[str, Any]) -> dict[str, Run]:
+    """CTC from logits to their gradient."""
+    logits = torch.tensor(inputs["logits"], requires_grad=True)
+    B, T, _ = logits.shape
+    labels = torch.tensor(inputs["labels"])
+    sizes = torch.full((B,), labels.shape[1])
+
+    def run() -> float:
+        logits.grad = None
+        scores = logits.log_softmax(-1).transpose(0, 1)
+        loss = F.ctc_loss(scores, labels, torch.full((B,), T), sizes, BLANK, reduction="sum") / B
+        loss.backward()
+        return loss.item()
+
+    return {"eager": run}
