@@ -29,7 +29,7 @@ from minihra.layers.norms import BatchNormParams, BatchStatistics, InstanceNormP
 from minihra.layers.relative_attention import RelativePositionParams, relative_positions
 from minihra.layers.rotary import rotary_table
 from minihra.layers.shaw_attention import ShawPositionParams
-from minihra.masks import halve, valid_from_lengths
+from minihra.masks import valid_from_lengths
 from minihra.ops import PAIRS, Pair
 from minihra.tree import Tree, children, from_leaves, leaves
 
@@ -119,9 +119,8 @@ def map_outputs(cache: Tree) -> Array:
             a = PAIRS["linear"].forward(x, p)[0]
         case Conv1dCache(padded, valid, stride, pad, p):
             a = PAIRS["conv1d"].forward(padded[:, pad : pad + valid.shape[1]], valid, p, stride=stride, pad=pad)[0]
-        case Conv2dCache(patches, _, valid, p):
-            I, O = p.W.shape[2:]
-            a = patches[halve(valid)].reshape(-1, 9 * I) @ p.W.reshape(9 * I, O) + p.b
+        case Conv2dCache(padded, F, valid, p):
+            a = PAIRS["conv2d"].forward(padded[:, 1 : valid.shape[1] + 1, 1 : F + 1], valid, p)[0]
     return a[a != 0]
 
 

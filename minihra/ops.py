@@ -74,6 +74,7 @@ class Pair(NamedTuple):
 
 TWINS = {
     "linear": "linear",
+    "relu": "activations",
     "swish": "activations",
     "glu": "activations",
     "layer_norm": "norms",
@@ -81,6 +82,7 @@ TWINS = {
     "attention": "attention",
     "relative_attention": "attention",
     "depthwise_conv": "conv",
+    "conv2d": "conv2d",
     "depthwise_conv2d": "conv2d",
     "gru": "gru",
     "ctc": "ctc",
@@ -136,6 +138,7 @@ def hot_pair(forward: Callable, backward: Callable) -> tuple[Callable, Callable]
 
 
 linear_forward = hot(linear_forward)
+relu_forward = hot(relu_forward)
 swish_forward, swish_backward = hot_pair(swish_forward, swish_backward)
 glu_forward, glu_backward = hot_pair(glu_forward, glu_backward)
 layer_norm_forward, layer_norm_backward = hot_pair(layer_norm_forward, layer_norm_backward)
@@ -145,6 +148,7 @@ relative_attention_forward, relative_attention_backward = hot_pair(
     relative_attention_forward, relative_attention_backward
 )
 depthwise_conv_forward, depthwise_conv_backward = hot_pair(depthwise_conv_forward, depthwise_conv_backward)
+conv2d_forward = hot(conv2d_forward)
 depthwise_conv2d_forward = hot(depthwise_conv2d_forward)
 gru_forward, gru_backward = hot_pair(gru_forward, gru_backward)
 ctc_forward, ctc_backward = hot_pair(ctc_forward, ctc_backward)

@@ -17,6 +17,7 @@ import pytest
 
 from minihra.arrays import Array
 from minihra.cases import Case, layer_cases, numbers
+from minihra.layers.conv2d import Conv2dParams
 from minihra.layers.linear import LinearParams
 from minihra.layers.relative_attention import RelativePositionParams, relative_positions
 from minihra.masks import valid_from_lengths
@@ -65,6 +66,15 @@ def larger_cases() -> list[Case]:
                 "labels": np.arange(30).reshape(3, 10) % 8 + 1,
                 "label_lengths": np.array([10, 9, 3]),
             },
+        ),
+        *(
+            Case(
+                f"conv2d, {channels} to 5 channels",
+                PAIRS["conv2d"],
+                {"x": numbers(3, 8, 12, channels), "p": Conv2dParams(numbers(3, 3, channels, 5, k=1), numbers(5, k=2))},
+                {"valid": valid_from_lengths([8, 5, 0], 8)},
+            )
+            for channels in (1, 4)
         ),
         Case("swish, far from 0", PAIRS["swish"], {"x": 200 * numbers(7, 33)}),
         Case("glu, far from 0", PAIRS["glu"], {"x": 200 * numbers(7, 34)}),
@@ -183,7 +193,7 @@ def test_every_twin_has_a_case() -> None:
 
 def test_nan_shows() -> None:
     """What diverged must not look well."""
-    for name in ("swish", "glu", "layer_norm"):
+    for name in ("relu", "swish", "glu", "layer_norm"):
         arguments = arguments_of(CASES[name], np.float32)
         arguments["x"] = arguments["x"].copy()
         arguments["x"][0, 0, -1] = np.nan

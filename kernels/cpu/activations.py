@@ -1,8 +1,23 @@
 """Twins of `minihra.layers.activations`: each a single pass."""
 
 from minihra.arrays import Array, array_module
-from minihra.kernels.cpu.compiled import ONE, compiled, launch, sigmoid
-from minihra.layers.activations import GLUCache, SwishCache
+from minihra.kernels.cpu.compiled import ONE, ZERO, compiled, launch, sigmoid
+from minihra.layers.activations import GLUCache, ReluCache, SwishCache
+
+
+@compiled
+def _relu(x: Array, y: Array, positive: Array) -> None:
+    for i in range(x.size):
+        positive[i] = x[i] > 0
+        y[i] = x[i] if x[i] > 0 or x[i] != x[i] else ZERO  # NaN stays
+
+
+def relu_forward(x: Array) -> tuple[Array, ReluCache]:
+    """Map x (...) to max(x, 0) (...)."""
+    xp = array_module(x)
+    y, positive = xp.empty(x.shape, x.dtype), xp.empty(x.shape, bool)
+    launch(_relu, x.reshape(-1), y.reshape(-1), positive.reshape(-1))
+    return y, ReluCache(positive)
 
 
 @compiled

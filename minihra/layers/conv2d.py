@@ -24,7 +24,7 @@ class Conv2dParams(NamedTuple):
 class Conv2dCache(NamedTuple):
     """What `conv2d_backward` reads."""
 
-    patches: Array | None  # (B, T2, F2, 9, I)  None when the parameters are frozen
+    padded: Array | None  # (B, T+2, F+2, I)  None when the parameters are frozen
     frequencies: int  # F
     valid: Array  # (B, T)
     p: Conv2dParams
@@ -37,20 +37,24 @@ def taps(T2: int, F2: int) -> Iterator[tuple[slice, slice, slice]]:
             yield slice(None), slice(i, i + 2 * T2 - 1, 2), slice(j, j + 2 * F2 - 1, 2)
 
 
+def patches_of(padded: Array, T2: int, F2: int) -> Array:
+    """Return, one a row, the nine elements that each output reads: (B T2 F2, 9 I)."""
+    return array_module(padded).stack([padded[tap] for tap in taps(T2, F2)], axis=3).reshape(-1, 9 * padded.shape[3])
+
+
 def conv2d_forward(x: Array, valid: Array, p: Conv2dParams, *, params: bool = True) -> tuple[Array, Conv2dCache]:
     """Convolve x (B, T, F, I) to y (B, ceil(T/2), ceil(F/2), O), which is 0 on padded frames."""
     xp, (B, T, F, _), (*_, I, O) = array_module(x), x.shape, p.W.shape
     T2, F2 = (T + 1) // 2, (F + 1) // 2
     padded = xp.zeros((B, T + 2, F + 2, I), x.dtype)
     padded[:, 1 : T + 1, 1 : F + 1] = hide(x, valid)  # (1)
-    patches = xp.stack([padded[tap] for tap in taps(T2, F2)], axis=3)  # (2)
-    y = (patches.reshape(-1, 9 * I) @ p.W.reshape(9 * I, O) + p.b).reshape(B, T2, F2, O)  # (3)
-    return hide(y, halve(valid)), Conv2dCache(patches if params else None, F, valid, p)  # (4)
+    y = (patches_of(padded, T2, F2) @ p.W.reshape(9 * I, O) + p.b).reshape(B, T2, F2, O)  # (2) (3)
+    return hide(y, halve(valid)), Conv2dCache(padded if params else None, F, valid, p)  # (4)
 
 
 def conv2d_backward(dy: Array, cache: Conv2dCache) -> tuple[Array, Conv2dParams | None]:
     """Return dx (B, T, F, I), 0 on padded frames, and dp for dy (B, ceil(T/2), ceil(F/2), O)."""
-    patches, F, valid, p = cache
+    padded, F, valid, p = cache
     (B, T2, F2, O), T, I = dy.shape, valid.shape[1], p.W.shape[2]
     rows = hide(dy, halve(valid)).reshape(-1, O)  # (4)
     dpatches = (rows @ p.W.reshape(9 * I, O).T).reshape(B, T2, F2, 9, I)  # (3)
@@ -58,9 +62,9 @@ def conv2d_backward(dy: Array, cache: Conv2dCache) -> tuple[Array, Conv2dParams 
     for n, tap in enumerate(taps(T2, F2)):
         dpadded[tap] += dpatches[:, :, :, n]  # (2)
     dx = hide(dpadded[:, 1 : T + 1, 1 : F + 1], valid)  # (1)
-    if patches is None:
+    if padded is None:
         return dx, None
-    dW = (patches.reshape(-1, 9 * I).T @ rows).reshape(p.W.shape)  # (3)
+    dW = (patches_of(padded, T2, F2).T @ rows).reshape(p.W.shape)  # (3)
     return dx, Conv2dParams(dW, rows.sum(0))  # (3)
 
 
