@@ -70,6 +70,7 @@ class WeightlessArray:
     strides = property(lambda self: self._view.strides)
     dtype = property(lambda self: self._view.dtype)
     ndim = property(lambda self: self._view.ndim)
+    size = property(lambda self: math.prod(self._view.shape))
     T = property(lambda self: self.of(self._view.T))
 
     def __len__(self) -> int:
@@ -139,6 +140,8 @@ class WeightlessArray:
     def __iadd__(self, other: Any) -> "WeightlessArray":
         return self
 
+    __imul__ = __iadd__
+
 
 def operator(dtype: DTypeLike | None) -> Callable[[WeightlessArray, Any], WeightlessArray]:
     """Return an operator of two arrays, or of an array and a number."""
@@ -195,6 +198,10 @@ class Weightless:
         return self.empty(shape, np.result_type(*map(dtype_of, operands)) if dtype is None else dtype)
 
     sqrt = tanh = exp = log = maximum = logaddexp = elementwise
+
+    def matmul(self, a: WeightlessArray, b: WeightlessArray, out: WeightlessArray) -> None:
+        """Make a product into an array that is there."""
+        self.products[1, *a.shape[-2:], b.shape[-1]] += 1
 
     def where(self, condition: Any, a: Any, b: Any) -> WeightlessArray:
         """Return the shape of a choice."""
