@@ -12,7 +12,7 @@ import numpy as np
 from minihra.arrays import Array, array_module
 from minihra.blocks.protocol import Backbone, Context, Edit, Training
 from minihra.ops import ctc_backward, ctc_forward
-from minihra.tree import Tree, add
+from minihra.tree import Tree, add_into
 
 
 class ModelCache(NamedTuple):
@@ -61,7 +61,7 @@ def backward(dy: Array, cache: ModelCache) -> Gradients:
     dlayers, dcarry, dadapter = [None] * backbone.depth, None, None
     for l in reversed(range(backbone.depth)):
         dx, dcarry, dlayers[l], dedit = backbone.layer_backward(l, dx, dcarry, caches[l])  # (2)
-        dadapter = add(dadapter, dedit)
+        dadapter = add_into(dadapter, dedit)
         if dx is None:
             break
     if dreadout is None:

@@ -85,6 +85,7 @@ TWINS = {
     "conv2d": "conv2d",
     "depthwise_conv2d": "conv2d",
     "gru": "gru",
+    "indrnn": "indrnn",
     "grouped_heads": "heads",
     "ctc": "ctc",
 }
@@ -152,6 +153,7 @@ depthwise_conv_forward, depthwise_conv_backward = hot_pair(depthwise_conv_forwar
 conv2d_forward = hot(conv2d_forward)
 depthwise_conv2d_forward = hot(depthwise_conv2d_forward)
 gru_forward, gru_backward = hot_pair(gru_forward, gru_backward)
+indrnn_forward, indrnn_backward = hot_pair(indrnn_forward, indrnn_backward)
 grouped_heads_forward, grouped_heads_backward = hot_pair(grouped_heads_forward, grouped_heads_backward)
 ctc_forward, ctc_backward = hot_pair(ctc_forward, ctc_backward)
 

@@ -99,6 +99,18 @@ def add(total: Tree, tree: Tree) -> Tree:
     return total + tree
 
 
+def add_into(total: Tree, tree: Tree) -> Tree:
+    """Return the sum as `add` does, but in the arrays of `total`, which nobody else may need; or in those of `tree`."""
+    if total is None or tree is None:
+        return tree if total is None else total
+    if isinstance(tree, dict):
+        return total | {key: add_into(total.get(key), child) for key, child in tree.items()}
+    if isinstance(tree, tuple):
+        return rebuild(tree, [add_into(a, b) for a, b in zip(total, tree, strict=True)])
+    total += tree
+    return total
+
+
 def count(tree: Tree) -> int:
     """Return the number of elements in all leaves."""
     return sum(leaf.size for _, leaf in leaves(tree))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from minihra.tree import add, count, escape, from_leaves, global_norm, leaves, map_leaves, unescape
+from minihra.tree import add, add_into, count, escape, from_leaves, global_norm, leaves, map_leaves, unescape
 
 
 class Pair(NamedTuple):
@@ -75,6 +75,20 @@ def test_add_changes_no_dict_of_its_arguments() -> None:
     left, right = {"a": np.ones(2)}, {"b": np.ones(2)}
     assert list(add(left, right)) == ["a", "b"]
     assert list(left) == ["a"] and list(right) == ["b"]
+
+
+def test_add_into_adds_as_add_does_in_the_arrays_of_the_total() -> None:
+    one, two = np.array([1.0]), np.array([2.0])
+    tree = {"a": Pair(two, two), "b": one, "c": two}
+    wanted = add({"a": Pair(one, None), "b": None}, tree)
+    own = one.copy()
+    total = add_into({"a": Pair(own, None), "b": None}, tree)
+    assert {name: leaf.tolist() for name, leaf in leaves(total)} == {
+        name: leaf.tolist() for name, leaf in leaves(wanted)
+    }
+    assert total["a"].W is own
+    assert (one, two) == (1.0, 2.0), "what was added was changed"
+    assert add_into(None, None) is None
 
 
 def test_count_and_norm() -> None:
