@@ -24,7 +24,7 @@ from safetensors.numpy import load_file, save
 
 from minihra.arrays import Array
 from minihra.data.json_file import read_object
-from minihra.optim import AdamW, Average, Moments
+from minihra.optim import AdamW, Moments
 from minihra.tree import Tree, from_leaves, leaves
 
 FORMAT = 2
@@ -137,20 +137,18 @@ def matched(path: Path, template: Tree) -> Tree:
     return from_leaves(template, tensors)
 
 
-def save_optimiser(optimiser: AdamW, average: Average | None, folder: Path) -> None:
-    """Write optimiser.safetensors into a folder: the moments, and the average of the parameters if there is one."""
+def save_optimiser(optimiser: AdamW, folder: Path) -> None:
+    """Write optimiser.safetensors into a folder."""
     tensors = {
         f"{part}:{name}": leaf
         for name, moments in optimiser.moments.items()
         for part, leaf in zip(Moments._fields, moments, strict=True)
     }
-    if average is not None:
-        tensors |= {f"average:{name}": leaf for name, leaf in average.values.items()}
     (folder / "optimiser.safetensors").write_bytes(save(tensors))
 
 
-def load_optimiser(optimiser: AdamW, average: Average | None, folder: Path) -> None:
-    """Give an optimiser the moments that were saved in a folder, and an average its values.
+def load_optimiser(optimiser: AdamW, folder: Path) -> None:
+    """Give an optimiser the moments that were saved in a folder.
 
     Raises:
         ValueError: the file is missing or damaged.
@@ -164,6 +162,3 @@ def load_optimiser(optimiser: AdamW, average: Average | None, folder: Path) -> N
         }
     except KeyError as error:
         raise ValueError(f"{path}: no tensor {error}") from None
-    if average is not None:
-        kind = "average:"
-        average.values = {name.removeprefix(kind): np.array(a) for name, a in tensors.items() if name.startswith(kind)}

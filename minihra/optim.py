@@ -62,31 +62,6 @@ class AdamW:
             )
 
 
-class Average:
-    """The average of parameters over about the last `steps` steps. Kingma and Ba 2015, 1412.6980, section 7.2.
-
-    Over fewer steps than that it is their mean; then the weights of earlier ones fall exponentially. `values` holds it
-    by dotted name of leaf, for the caller to save, and `count` how many steps it has seen.
-    """
-
-    def __init__(self, steps: int) -> None:
-        self.steps, self.count = steps, 0
-        self.values: dict[str, Array] = {}
-
-    def update(self, params: Tree) -> None:
-        """Take the parameters after one more step into the average."""
-        self.count += 1
-        share = 1 / min(self.steps, self.count)
-        for name, p in leaves(params):
-            mean = self.values.setdefault(name, p.copy())
-            mean += share * (p - mean)
-
-    def write_into(self, params: Tree) -> None:
-        """Let the parameters be the average, in place."""
-        for name, p in leaves(params):
-            p[...] = self.values[name]
-
-
 def clip_by_global_norm(grads: Tree, limit: float) -> tuple[Tree, Array]:
     """Return `grads` scaled so that their global norm is at most `limit`, and the norm before."""
     norm = global_norm(grads)

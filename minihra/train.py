@@ -28,7 +28,7 @@ from minihra.checkpoint import (
 )
 from minihra.data.corpus import Batches, Utterance
 from minihra.evaluate import score
-from minihra.optim import AdamW, Average, clip_by_global_norm, constant, warmup_cosine
+from minihra.optim import AdamW, clip_by_global_norm, constant, warmup_cosine
 from minihra.speech.augment import SpecAugment
 from minihra.trainees import Trainee, make_batch
 
@@ -40,6 +40,7 @@ OPEN_ADAPTATION = {
     **ADAPTATION,
     "epochs": 16,
     "least_steps": 100,
+    "decay": 0.3,
     "together": 0.75,
     "speeds": (0.9, 1.0, 1.1),
     "augment": SpecAugment(frequency_width=8, time_share=0.05),
@@ -68,13 +69,12 @@ class TrainingConfig:
     dropout: float = 0.1  # of the backbone's branches; none while it is frozen
     augment: SpecAugment | None = None
     speeds: tuple[float, ...] = (1.0,)  # at each of which every recording is heard
-    average: int = 0  # steps over which the parameters are averaged that are kept at the end; 0 = the last ones
     together: float = 0.0  # share of the steps, at first, in which all new heads of an adapter learn as one
     seed: int = 1
 
     def __post_init__(self) -> None:
-        for setting in ("epochs", "steps", "least_steps", "batch", "average", "seed"):
-            value, lowest = getattr(self, setting), 0 if setting in ("average", "seed") else 1
+        for setting in ("epochs", "steps", "least_steps", "batch", "seed"):
+            value, lowest = getattr(self, setting), 0 if setting == "seed" else 1
             if value is not None and value < lowest:
                 raise ValueError(f"{setting} must be at least {lowest}, got {value}")
         for setting in ("peak", "clip", "seconds"):
@@ -155,14 +155,14 @@ def train(
     batches = Batches([len(u.features) for u in utterances], config.batch, frames, config.seed)
     steps = config.steps or max(config.epochs * len(batches), config.least_steps)
     settings = {**asdict(config), **trainee.settings, "utterances": fingerprint(utterances)}
-    optimiser, average = AdamW(decay=config.decay), Average(config.average) if config.average else None
-    start = begin(run, trainee, optimiser, average, settings, resume)
+    optimiser = AdamW(decay=config.decay)
+    start = begin(run, trainee, optimiser, settings, resume)
     too_short, began = set(), time.perf_counter()
 
     def save(step: int) -> None:
         def fill(folder: Path) -> None:
             trainee.save(folder)
-            save_optimiser(optimiser, average, folder)
+            save_optimiser(optimiser, folder)
             write_json(folder / "state.json", {"format": FORMAT, "kind": "state", "step": step, "settings": settings})
 
         write_checkpoint(run, step, fill)
@@ -188,11 +188,6 @@ def train(
                 gradients = trainee.as_one(gradients)
             rate = config.learning_rate(step, steps)
             optimiser.update(trainee.parameters, gradients, rate)
-            last, epoch_ends = step + 1 == steps, place + 1 == len(batches)
-            if average is not None:
-                average.update(trainee.parameters)
-                if last:
-                    average.write_into(trainee.parameters)
             left_out = [u.place for u, feasible in zip(chosen, loss.feasible, strict=True) if not feasible]
             too_short.update(left_out)
             log.write(
@@ -204,6 +199,7 @@ def train(
             )
             bar.set_postfix(loss=f"{loss.mean:.3f}", refresh=False)
             bar.update(len(chosen))
+            last, epoch_ends = step + 1 == steps, place + 1 == len(batches)
             if valid and (epoch_ends or last):
                 errors = score([u.text for u in valid], trainee.hypotheses(valid), trainee.recogniser.tokenizer)
                 if errors.units.units:
@@ -219,10 +215,8 @@ def train(
     return {"steps": steps, "infeasible": sorted(too_short), "seconds": time.perf_counter() - began}
 
 
-def begin(
-    run: Path, trainee: Trainee, optimiser: AdamW, average: Average | None, settings: dict[str, Any], resume: bool
-) -> int:
-    """Return the step at which to go on, 0 for a new run, with trainee, optimiser and average as they were then."""
+def begin(run: Path, trainee: Trainee, optimiser: AdamW, settings: dict[str, Any], resume: bool) -> int:
+    """Return the step at which to go on, 0 for a new run, with trainee and optimiser as they were then."""
     if run.is_file():
         raise ValueError(f"{run}: a file; --out names the folder of a run")
     done = steps_in(run)
@@ -237,11 +231,8 @@ def begin(
         changed = "; ".join(f"{key} was {state['settings'].get(key)}, is {theirs[key]}" for key in other)
         raise ValueError(f"{run}: the run to resume had other settings ({changed})")
     trainee.load(done[-1])
-    load_optimiser(optimiser, average, done[-1])
-    step = int(state["step"])
-    if average is not None:
-        average.count = step
-    return step
+    load_optimiser(optimiser, done[-1])
+    return int(state["step"])
 
 
 def fingerprint(utterances: Sequence[Utterance]) -> str:

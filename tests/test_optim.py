@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minihra.layers.linear import LinearParams
-from minihra.optim import AdamW, Average, clip_by_global_norm, warmup_cosine
+from minihra.optim import AdamW, clip_by_global_norm, warmup_cosine
 from minihra.tree import leaves
 
 
@@ -62,22 +62,6 @@ def test_a_leaf_without_a_gradient_keeps_value_moments_and_count() -> None:
 def test_a_gradient_of_what_is_no_parameter_is_an_error() -> None:
     with pytest.raises(ValueError, match="what is no parameter: eve"):
         AdamW().update(params(), {"eve": np.ones(3)}, lr=0.1)
-
-
-def test_average_is_a_mean_at_first_and_then_forgets() -> None:
-    average, p = Average(3), {"a": np.zeros(2), "b": np.zeros(1, np.float32)}
-    seen = [np.array(pair) for pair in ((1.0, 5.0), (2.0, 1.0), (6.0, 0.0), (0.0, 3.0), (9.0, 9.0))]
-    for n, value in enumerate(seen):
-        p["a"][...] = value
-        average.update(p)
-        if n < 3:
-            np.testing.assert_allclose(average.values["a"], np.mean(seen[: n + 1], axis=0))
-    expected = np.mean(seen[:3], axis=0) * 4 / 9 + seen[3] * 2 / 9 + seen[4] / 3
-    before = p["a"]
-    average.write_into(p)
-    assert p["a"] is before
-    np.testing.assert_allclose(p["a"], expected)
-    assert p["b"].dtype == average.values["b"].dtype == np.float32
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -37,15 +37,13 @@ def utterances() -> list[Utterance]:
     ]
 
 
-def adapted(
-    path: Path, tasks: tuple[str, ...], given: list[Utterance], together: float, resume: bool = False, average: int = 0
-) -> HRA:
+def adapted(path: Path, tasks: tuple[str, ...], given: list[Utterance], together: float, resume: bool = False) -> HRA:
     recogniser = Recogniser(frozen_backbone(), LogMel(8000, mels=CONFIG.mels), Alphabet("abcdefghij"))
     hra = HRA(CONFIG.width, 4, seed=3)
     for task in tasks:
         hra.add_task(task)
     trainee = Adaptation(recogniser, Adapter(hra, "speaker", ""), new_tasks=tasks)
-    train(trainee, given, replace(CONFIGURATION, together=together, average=average), path, resume=resume)
+    train(trainee, given, replace(CONFIGURATION, together=together), path, resume=resume)
     return trainee.adapter.hra
 
 
@@ -152,28 +150,9 @@ def test_every_recording_is_heard_at_every_speed(tmp_path: Path) -> None:
     assert alone.features.tobytes() == usual.features.tobytes()
 
 
-def test_what_is_kept_is_the_average_of_the_last_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The training itself goes its way as without it; Average alone is tested in test_optim.py."""
-    path, update = [], AdamW.update
-
-    def spied(self: AdamW, params: HRAParams, *given: object) -> None:
-        update(self, params, *given)
-        path.append({name: leaf.copy() for name, leaf in leaves(params)})
-
-    monkeypatch.setattr(AdamW, "update", spied)
-    last = adapted(tmp_path / "last", SPEAKERS, utterances(), together=0.5)
-    without, path = path, []
-    kept = adapted(tmp_path / "kept", SPEAKERS, utterances(), together=0.5, average=99)
-    for one, other in zip(path, without, strict=True):
-        assert {name: leaf.tobytes() for name, leaf in one.items()} == {n: a.tobytes() for n, a in other.items()}
-    for name, leaf in leaves(kept.p):
-        np.testing.assert_allclose(leaf, np.mean([step[name] for step in path], axis=0), rtol=1e-5, atol=1e-7)
-    assert bits(last.p) != bits(kept.p)
-
-
 def test_a_broken_run_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether the heads are one is a function of the step alone, and the average is saved."""
-    whole, calls = adapted(tmp_path / "whole", SPEAKERS, utterances(), together=0.5, average=3), []
+    """Whether the heads are one is a function of the step alone."""
+    whole, calls = adapted(tmp_path / "whole", SPEAKERS, utterances(), together=0.5), []
 
     def breaks(self: Adaptation, *given: object) -> object:
         calls.append(given)
@@ -184,7 +163,7 @@ def test_a_broken_run_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pyte
     gradients = Adaptation.gradients
     monkeypatch.setattr(Adaptation, "gradients", breaks)
     with pytest.raises(RuntimeError):
-        adapted(tmp_path / "broken", SPEAKERS, utterances(), together=0.5, average=3)
-    again = adapted(tmp_path / "broken", SPEAKERS, utterances(), together=0.5, resume=True, average=3)
+        adapted(tmp_path / "broken", SPEAKERS, utterances(), together=0.5)
+    again = adapted(tmp_path / "broken", SPEAKERS, utterances(), together=0.5, resume=True)
     assert len(calls) == 6 + 2
     assert bits(whole.p) == bits(again.p)
