@@ -38,8 +38,13 @@ def threads() -> int:
         ValueError: MINIHRA_THREADS is no whole number of at least 1.
     """
     if _STATE.threads is None:
-        set_threads(os.environ.get("MINIHRA_THREADS") or len(os.sched_getaffinity(0)))
+        set_threads(os.environ.get("MINIHRA_THREADS") or processors())
     return _STATE.threads
+
+
+def processors() -> int:
+    """Return how many processors the process may use, as far as the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def set_threads(number: int | str) -> None:

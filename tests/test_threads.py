@@ -81,7 +81,7 @@ def test_impossible_numbers(number: int | str, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize(("setting", "number"), [("3", "3"), (None, str(len(os.sched_getaffinity(0))))])
+@pytest.mark.parametrize(("setting", "number"), [("3", "3"), (None, str(module.processors()))])
 def test_the_environment_rules(setting: str | None, number: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "MINIHRA_THREADS"}
     environment |= {} if setting is None else {"MINIHRA_THREADS": setting}

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -253,6 +254,50 @@ def test_switchboard_chooses_by_the_first_array(monkeypatch: pytest.MonkeyPatch)
     with references():
         assert choose(np.zeros(3, np.float32)) == "reference"
     assert choose(np.zeros(3, np.float32)) == "twin"
+
+
+def test_machine_code_is_kept_by_the_text_of_the_twins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no text runs the machine code of another; and not at all where nothing can be written."""
+    compiled = twins_in("compiled")
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    monkeypatch.setattr(compiled, "__file__", str(texts / "compiled.py"))
+    folders = set()
+    for text in ("1", "2"):
+        (texts / "other.py").write_text(text)
+        folders |= {compiled.cache_folder(), compiled.cache_folder()}
+    assert len(folders) == 2 and all(folder.is_dir() for folder in folders)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert compiled.cache_folder() is None
+
+
+def test_the_functions_that_vectorise() -> None:
+    """exp and log against NumPy's, over all their range and at its ends."""
+    compiled = twins_in("compiled")
+    exp, log = (compiled.compiled_strictly(vectorised(f)) for f in (compiled.exp, compiled.log))
+    for dtype, allowed in ((np.float32, 2e-7), (np.float64, 1e-15)):
+        x = np.linspace(-80, 80, 4001, dtype=dtype)
+        y = np.empty_like(x)
+        exp(x, y)
+        np.testing.assert_allclose(y, np.exp(x.astype(float)), rtol=allowed)
+        log(np.exp(x), y)
+        np.testing.assert_allclose(y, np.log(np.exp(x).astype(float)), rtol=2 * allowed, atol=allowed)
+    x, y = np.array([-np.inf, -1e4, np.nan, 0], np.float32), np.empty(4, np.float32)
+    exp(x, y)
+    assert y[0] < 1e-37 > y[1] and np.isnan(y[2]) and y[3] == 1
+    log(np.array([np.nan, 1], np.float32), y[:2])
+    assert np.isnan(y[0]) and y[1] == 0
+
+
+def vectorised(function: Callable) -> Callable:
+    def loop(x: Array, y: Array) -> None:
+        for i in range(len(x)):
+            y[i] = function(x[i])
+
+    return loop
 
 
 SCRIPT = """

@@ -9,12 +9,11 @@ import math
 import numpy as np
 
 from minihra.arrays import Array, array_module
-from minihra.kernels.cpu.compiled import ONE, ZERO, compiled, compiled_for_maxima, exp, launch
+from minihra.kernels.cpu.compiled import LOWEST, ONE, ZERO, compiled, exp, largest, launch
 from minihra.layers.attention import AttentionCache, Reach
 from minihra.layers.relative_attention import RelativeAttentionCache, RelativePositionParams
 from minihra.layers.softmax import MaskedSoftmaxCache
 
-LOWEST = np.finfo(np.float32).min
 BLOCKS = 4
 """Into how many parts queries are cut: a part of T/n of them sees T + T/n distances, instead of 2T."""
 
@@ -25,20 +24,12 @@ def limits(reach: Reach, T: int) -> tuple[int, int]:
     return T if left is None else left, T if right is None else right
 
 
-@compiled_for_maxima
-def _largest(row: Array) -> float:
-    most = row[0]
-    for j in range(len(row)):
-        most = max(most, row[j])
-    return most
-
-
 @compiled
 def _softmax_row(row: Array, real: Array) -> None:
     """Normalise exp(row) over the places where `real` is 1 and not 0; the others become 0."""
     for j in range(len(row)):
         row[j] = row[j] if real[j] > 0 else LOWEST
-    most, total = _largest(row), ZERO
+    most, total = largest(row), ZERO
     for j in range(len(row)):
         e = exp(row[j] - most) * real[j]
         row[j] = e

@@ -20,7 +20,7 @@ SUMS = {"reassoc", "contract", "nsz"}
 """What LLVM may do to a sum, so that it vectorises. NaN and infinity keep their meaning."""
 
 
-ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
+ZERO, ONE, TWO, LOWEST = np.float32(0), np.float32(1), np.float32(2), np.finfo(np.float32).min
 """Constants of the loops. Numba takes a bare 1 or 0.5 for a float64, and would compute with it in float64."""
 
 
@@ -44,11 +44,6 @@ def compiled(function: Callable) -> Callable:
     return _compiled(function, SUMS)
 
 
-def compiled_for_maxima(function: Callable) -> Callable:
-    """Compile a search for a maximum, which vectorises only where NaN may be passed over."""
-    return _compiled(function, {*SUMS, "nnan"})
-
-
 def compiled_strictly(function: Callable) -> Callable:
     """Compile a loop whose sums are done in the order in which they stand."""
     return _compiled(function, False)
@@ -62,6 +57,17 @@ def _compiled(function: Callable, fastmath: set[str] | bool) -> Callable:
         numba.config.CACHE_DIR = before
 
 
+def largest_of(row: np.ndarray) -> float:
+    """Return the largest element. The search vectorises only where it may pass over NaN."""
+    most = row[0]
+    for i in range(len(row)):
+        most = max(most, row[i])
+    return most
+
+
+largest = _compiled(largest_of, {*SUMS, "nnan"})
+
+
 def launch(loop: Callable, *arguments: Any) -> None:
     """Run a loop; over arrays without content (minihra/weightless.py) there is nothing to do."""
     if isinstance(arguments[0], np.ndarray):
@@ -73,7 +79,7 @@ def exp(x: float) -> float:
     return math.exp(x)
 
 
-LOWEST, HIGHEST = np.float32(-87.0), np.float32(88.0)  # beyond them float32 has no normal number for the result
+LEAST_POWER, MOST_POWER = np.float32(-87.0), np.float32(88.0)  # beyond them float32 has no normal number for the result
 PER_LOG2, LOG2_HIGH, LOG2_LOW = np.float32(1 / math.log(2)), np.float32(0.693359375), np.float32(-2.12194440e-4)
 C2, C3, C4, C5, C6, C7 = (np.float32(1 / math.factorial(n)) for n in range(2, 8))
 
@@ -85,8 +91,8 @@ def _exp(x):  # noqa: ANN001, ANN202  Numba compares the two signatures
         return lambda x: math.exp(x)  # noqa: PLW0108  Numba compiles a function of Python alone
 
     def exp32(x):  # noqa: ANN001, ANN202
-        x = LOWEST if x < LOWEST else x  # comparisons that leave NaN as it is
-        x = HIGHEST if x > HIGHEST else x
+        x = LEAST_POWER if x < LEAST_POWER else x  # comparisons that leave NaN as it is
+        x = MOST_POWER if x > MOST_POWER else x
         n = np.floor(x * PER_LOG2 + np.float32(0.5))
         r = x - n * LOG2_HIGH - n * LOG2_LOW  # log(2) in two parts, the first of which n multiplies exactly
         y = ((((((C7 * r + C6) * r + C5) * r + C4) * r + C3) * r + C2) * r * r + r) + np.float32(1)

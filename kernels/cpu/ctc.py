@@ -8,18 +8,10 @@ import numpy as np
 from numba import njit
 
 from minihra.arrays import Array, array_module
-from minihra.kernels.cpu.compiled import ZERO, compiled, compiled_for_maxima, compiled_strictly, exp, launch, log
+from minihra.kernels.cpu.compiled import LOWEST, ZERO, compiled, compiled_strictly, exp, largest, launch, log
 from minihra.layers.ctc import CTCCache
 
-NEVER, LOWEST = np.float32(-np.inf), np.finfo(np.float32).min
-
-
-@compiled_for_maxima
-def _largest(row: Array) -> float:
-    most = row[0]
-    for v in range(len(row)):
-        most = max(most, row[v])
-    return most
+NEVER = np.float32(-np.inf)
 
 
 @compiled
@@ -31,7 +23,7 @@ def _log_softmax(logits: Array, valid: Array, log_y: Array) -> None:
             y = log_y[b, t]
             for v in range(V):
                 y[v] = logits[b, t, v] if valid[b, t] else ZERO
-            most, total = _largest(y), ZERO
+            most, total = largest(y), ZERO
             for v in range(V):
                 y[v] -= most
                 total += exp(y[v])
