@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -34,6 +35,10 @@ from minihra.ops import PAIRS, TWINS, references, twins_in
 from minihra.threads import threads
 from minihra.tree import leaves, map_leaves
 
+KEPT = ("PATH", "HOME", "PYTHONPATH", "TMPDIR", "XDG_CACHE_HOME", "MINIHRA_REFERENCE")
+"""What of the environment a side is given."""
+
+COUNTS = ("MINIHRA_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 WARM_UPS, PAUSE = 2, 0.02  # seconds between two turns, in which idle threads of the other side fall asleep
 AGREE = 1e-3  # of the numbers that both sides return, which are sums of float32
 ALLOWED = 1e-5  # between a twin and its reference, of the largest element
@@ -68,6 +73,7 @@ def serve(side: str, row: str, inputs: str) -> None:
     before = memory(reset=True)
     print(json.dumps(list(runs)), flush=True)
     for line in sys.stdin:
+        memory(reset=True)
         start = time.perf_counter()
         value = runs[line.strip()]()
         seconds = time.perf_counter() - start
@@ -89,28 +95,28 @@ class Side:
     """A process with one side of a row."""
 
     def __init__(self, side: str, row: Row, inputs: Path) -> None:
-        environment = {
-            name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH", "TMPDIR") if name in os.environ
-        }
-        for library in ("MINIHRA", "OMP", "OPENBLAS", "MKL"):
-            environment[f"{library}_NUM_THREADS"] = str(threads())
-        environment["MINIHRA_THREADS"] = str(threads())
+        environment = {name: os.environ[name] for name in KEPT if name in os.environ}
+        environment |= dict.fromkeys(COUNTS, str(threads()))
         command = [sys.executable, "-m", "minihra.bench", side, json.dumps(asdict(row)), str(inputs)]
         self.side, self.row = side, row
         self.process = subprocess.Popen(command, env=environment, stdin=-1, stdout=-1, text=True)
         self.seconds: dict[str, list[float]] = {}
         self.value: dict[str, float] = {}
-        self.memory = 0
+        self.memory: dict[str, int] = {}
 
     def __enter__(self) -> "Side":
-        for name in self.answer():
-            self.seconds[name] = []
+        try:
+            self.seconds = {name: [] for name in self.answer()}
+        except BaseException:
+            self.process.kill()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.process.stdin.close()
+        self.process.stdout.close()
         if kind is not None:
             self.process.kill()
         self.process.wait()
@@ -133,7 +139,7 @@ class Side:
             self.process.stdin.flush()
             answer = self.answer()
             self.value.setdefault(name, answer["value"])
-            self.memory = max(self.memory, answer["memory"]) if len(self.seconds) == 1 else answer["memory"]
+            self.memory[name] = max(self.memory.get(name, 0), answer["memory"])
             if keep:
                 seconds.append(answer["seconds"])
             time.sleep(PAUSE)
@@ -145,23 +151,14 @@ def measure(row: Row, rival: str | None, turns: int) -> dict[str, Any]:
     Raises:
         ValueError: the two sides disagree, or one cannot run.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        inputs = Path(folder) / "inputs.npz"
+    with ExitStack() as stack:
+        inputs = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "inputs.npz"
         np.savez(inputs, **inputs_of(row))
-        sides = [Side(side, row, inputs) for side in ("ours", rival) if side]
-        ours, *others = [side.__enter__() for side in sides]
-        error = (None, None, None)
-        try:
-            for turn in range(-WARM_UPS, turns):
-                for side in sides:
-                    side.turn(keep=turn >= 0)
-        except BaseException:
-            error = sys.exc_info()
-            raise
-        finally:
-            for side in sides:
-                side.__exit__(*error)
-    result: dict[str, Any] = {"row": row.name, "ours": median(ours.seconds["ours"]), "memory": ours.memory}
+        ours, *others = [stack.enter_context(Side(side, row, inputs)) for side in ("ours", rival) if side]
+        for turn in range(-WARM_UPS, turns):
+            for side in (ours, *others):
+                side.turn(keep=turn >= 0)
+    result: dict[str, Any] = {"row": row.name, "ours": median(ours.seconds["ours"]), "memory": ours.memory["ours"]}
     if "dense" in ours.seconds:
         result["to dense"] = result["ours"] / median(ours.seconds["dense"])
     floor: Floor | None = floor_of(row)
@@ -173,7 +170,7 @@ def measure(row: Row, rival: str | None, turns: int) -> dict[str, Any]:
         for name, value in other.value.items():
             if not abs(value - ours.value["ours"]) <= AGREE * max(1, abs(value)):
                 raise ValueError(f"{row.name}: ours gives {ours.value['ours']:.6g}, {name} of {rival} {value:.6g}")
-        result |= {"rival": medians[best], "variant": best, "variants": medians, "rival memory": other.memory}
+        result |= {"rival": medians[best], "variant": best, "variants": medians, "rival memory": other.memory[best]}
         result["ratio"] = result["ours"] / result["rival"]
     return result
 

@@ -36,12 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
     arguments = parser().parse_args(argv)
     keep_freed_memory()
-    from minihra.threads import set_threads
+    from minihra.threads import set_threads, threads
     from minihra.train import Interrupted
 
     try:
-        if arguments.threads is not None:
-            set_threads(arguments.threads)
+        set_threads(threads() if arguments.threads is None else arguments.threads)
         status = arguments.run(arguments) or 0
         sys.stdout.flush()  # here and not at exit, where a reader that has left would be a traceback
         return status

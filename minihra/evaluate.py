@@ -86,6 +86,8 @@ def outputs_of(
         ValueError: an unknown task; the message lists the known ones.
     """
     tasks = tasks or [BASE] * len(features)
+    if hra is not None:
+        hra.edit(tasks)  # a mistake is told with its place among all
     pieces = [pieces_of(len(one), recogniser) for one in features]
     parts = [(i, n, chunk) for i, chunks in enumerate(pieces) for n, chunk in enumerate(chunks)]
     lengths = [chunk.stop - chunk.start for _, _, chunk in parts]

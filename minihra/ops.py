@@ -1,8 +1,9 @@
 """The switchboard: every pair under one name. Blocks and adapters call these names and never a backend.
 
 A name without a twin IS the reference function, so "go to definition" lands on the equations. A hot pair takes its twin
-from `minihra.kernels` where its first array is NumPy's and float32; float64 is for checks, and what they check is the
-reference. MINIHRA_REFERENCE=1 in the environment, or Numba missing, leaves everything to the reference.
+from `minihra.kernels` where its first array is NumPy's and float32, whose type decides for all; float64 is for checks,
+and what they check is the reference. MINIHRA_REFERENCE=1 in the environment, or Numba missing, leaves everything to the
+reference.
 """
 
 import os
@@ -10,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, wraps
 from importlib import import_module
+from inspect import signature
+from threading import Lock
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -93,19 +96,22 @@ TWINS = {
 
 
 class Switch:
-    """Whether twins are taken, in the whole process."""
+    """How many callers, in the whole process, want references alone."""
 
-    on = os.environ.get("MINIHRA_REFERENCE") != "1"
+    off = int(os.environ.get("MINIHRA_REFERENCE") == "1")
+    lock = Lock()
 
 
 @contextmanager
 def references() -> Iterator[None]:
     """Leave everything to the reference, in the whole process, as MINIHRA_REFERENCE=1 does."""
-    before, Switch.on = Switch.on, False
+    with Switch.lock:
+        Switch.off += 1
     try:
         yield
     finally:
-        Switch.on = before
+        with Switch.lock:
+            Switch.off -= 1
 
 
 @cache
@@ -121,13 +127,13 @@ def twins_in(file: str) -> ModuleType | None:
 
 def hot(reference: Callable) -> Callable:
     """Return a function that is `reference`, or its twin where there is one for the first array."""
-    name = reference.__name__
+    name, first = reference.__name__, next(iter(signature(reference).parameters))
     file = TWINS[name.rpartition("_")[0]]
 
     @wraps(reference)
     def switch(*arguments: Any, **named: Any) -> Any:
-        x = arguments[0] if arguments else next(iter(named.values()))
-        if Switch.on and x.dtype == np.float32 and is_numpys(x) and (twins := twins_in(file)) is not None:
+        x = arguments[0] if arguments else named[first]
+        if not Switch.off and x.dtype == np.float32 and is_numpys(x) and (twins := twins_in(file)) is not None:
             return getattr(twins, name)(*arguments, **named)
         return reference(*arguments, **named)
 

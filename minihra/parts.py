@@ -1,8 +1,9 @@
 """A batch in parts, which threads take one after another.
 
 A part is a few utterances of like lengths, padded to their own longest. What parts there are depends on the batch
-alone, and their gradients are added in one order: so a step gives the same bits on any number of threads. Utterances of
-a frozen model do not see each other, so that the parts together give what the whole batch gives.
+alone, and their gradients are added in one order: so a step of two parts or more gives the same bits on any number of
+threads. (A single part has the threads of BLAS, which add in another order for each number of them.) Utterances of a
+frozen model do not see each other, so that the parts together give what the whole batch gives.
 """
 
 import numpy as np

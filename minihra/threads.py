@@ -59,9 +59,13 @@ def set_threads(number: int | str) -> None:
         whole = 0
     if whole < 1:
         raise ValueError(f"the number of threads must be a whole number of at least 1, got {number}")
-    _STATE.threads = whole
-    for library in _blas():
-        library.set_num_threads(whole)
+    with _STATE.lock:
+        _STATE.threads = whole
+        if _STATE.inside:
+            _STATE.before = [(library, whole) for library in _blas()]
+        else:
+            for library in _blas():
+                library.set_num_threads(whole)
 
 
 @cache
@@ -73,6 +77,7 @@ def _blas() -> list[Any]:
 @contextmanager
 def one_thread_blas() -> Iterator[None]:
     """Run the products of the whole process with one thread each, until the last caller is out again."""
+    threads()  # the first call of all gives BLAS its number
     with _STATE.lock:
         _STATE.inside += 1
         if _STATE.inside == 1:

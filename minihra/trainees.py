@@ -157,6 +157,8 @@ class Adaptation:
 
     def gradients(self, batch: Batch, rng: np.random.Generator) -> tuple[Loss, Tree]:
         """Return loss and gradients, of the parts of the batch one by one; nothing is drawn."""
+        self.adapter.hra.edit(batch.tasks)  # a mistake is told with its row of the batch, and not of a part
+        pack_labels(batch.labels, self.recogniser.model.config.labels, self.recogniser.tokenizer.blank)
         parts = parts_of(batch.lengths)
         return joined(parts, share([partial(self.gradients_of, batch.part(rows)) for rows in parts]))
 

@@ -100,7 +100,10 @@ def add(total: Tree, tree: Tree) -> Tree:
 
 
 def add_into(total: Tree, tree: Tree) -> Tree:
-    """Return the sum as `add` does, but in the arrays of `total`, which nobody else may need; or in those of `tree`."""
+    """Return the sum as `add` does, but in the arrays of `total`, which nobody else may need.
+
+    Where the total has nothing yet it takes the arrays of `tree`, to which the next call adds.
+    """
     if total is None or tree is None:
         return tree if total is None else total
     if isinstance(tree, dict):

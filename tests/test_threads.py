@@ -91,6 +91,37 @@ def test_the_environment_rules(setting: str | None, number: str) -> None:
     assert setting is None or printed.stdout.split()[1].decode() == number
 
 
+@pytest.mark.parametrize("number", ["1", "3"])
+def test_the_setting_rules_from_the_first_share(number: str) -> None:
+    """BLAS has one thread in each task from the first on, and afterwards the number of the setting."""
+    code = """
+import numpy
+from minihra import threads as t
+count = lambda: t._blas()[0].num_threads
+print(*t.share([count] * 4), count())"""
+    environment = {**os.environ, "MINIHRA_THREADS": number}
+    printed = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, check=True)
+    assert printed.stdout.decode().split() == ["1", "1", "1", "1", number]
+
+
+def test_a_new_number_counts_when_the_products_are_done() -> None:
+    set_threads(2)
+    with one_thread_blas():
+        set_threads(3)
+        assert blas_threads() == {1}
+    assert blas_threads() == {3}
+
+
+def test_mistakes_are_told_with_their_row_of_the_batch() -> None:
+    trainee, batch = adaptation()
+    tasks, labels = [*batch.tasks], [*batch.labels]
+    tasks[4], labels[4] = "nobody", [99]
+    with pytest.raises(ValueError, match="row 4: unknown task 'nobody'"):
+        trainee.gradients(batch._replace(tasks=tasks), np.random.default_rng(0))
+    with pytest.raises(ValueError, match="row 4: label 99"):
+        trainee.gradients(batch._replace(labels=labels), np.random.default_rng(0))
+
+
 def test_parts() -> None:
     rng = np.random.default_rng(3)
     for _ in range(200):

@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from minihra.arrays import Array, array_module
-from minihra.kernels.cpu.compiled import LOWEST, ONE, ZERO, compiled, exp, largest, launch
+from minihra.kernels.cpu.compiled import LOWEST, ONE, ZERO, compiled, exp, largest, launch, must_have
 from minihra.layers.attention import AttentionCache, Reach
 from minihra.layers.relative_attention import RelativeAttentionCache, RelativePositionParams
 from minihra.layers.softmax import MaskedSoftmaxCache
@@ -128,6 +128,7 @@ def attention_forward(
     q: Array, k: Array, value: Array, valid: Array, *, reach: Reach = None
 ) -> tuple[Array, AttentionCache]:
     """Attend: q, k, value (B, T, A, D), valid (B, T) -> y (B, T, A, D), 0 on padded frames."""
+    must_have(q.shape[:2], valid)
     q, k, value = by_head(q), by_head(k), by_head(value)
     s = q @ k.swapaxes(2, 3)
     launch(_softmax, s, valid.astype(s.dtype), *limits(reach, s.shape[2]), per_root(q.shape[3], q.dtype))
@@ -167,6 +168,7 @@ def relative_attention_forward(
     params: bool = True,
 ) -> tuple[Array, RelativeAttentionCache]:
     """Attend: q, k, value (B, T, A, D), positions (2T-1, C), valid (B, T) -> y (B, T, A, D), 0 on padded frames."""
+    must_have(q.shape[:2], valid)
     T = q.shape[1]
     q, k, value, turned = by_head(q), by_head(k), by_head(value), project(positions, p, T)
     s, to_position = (q + p.u[:, None]) @ k.swapaxes(2, 3), q + p.v[:, None]

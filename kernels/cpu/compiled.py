@@ -16,8 +16,10 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
+from minihra.arrays import Array
+
 SUMS = {"reassoc", "contract", "nsz"}
-"""What LLVM may do to a sum, so that it vectorises. NaN and infinity keep their meaning."""
+"""What LLVM may do to a sum, so that it vectorises; NaN and infinity stay what they are."""
 
 
 ZERO, ONE, TWO, LOWEST = np.float32(0), np.float32(1), np.float32(2), np.finfo(np.float32).min
@@ -27,11 +29,11 @@ ZERO, ONE, TWO, LOWEST = np.float32(0), np.float32(1), np.float32(2), np.finfo(n
 def cache_folder() -> Path | None:
     """Return the folder of the machine code, or None where none can be written."""
     text = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    base = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    folder = Path(base) / "minihra" / hashlib.sha256(text).hexdigest()[:16]
     try:
+        base = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+        folder = Path(base) / "minihra" / hashlib.sha256(text).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: nobody knows where home is
         return None
     return folder if os.access(folder, os.W_OK) else None
 
@@ -57,7 +59,7 @@ def _compiled(function: Callable, fastmath: set[str] | bool) -> Callable:
         numba.config.CACHE_DIR = before
 
 
-def largest_of(row: np.ndarray) -> float:
+def largest_of(row: Array) -> float:
     """Return the largest element. The search vectorises only where it may pass over NaN."""
     most = row[0]
     for i in range(len(row)):
@@ -68,18 +70,29 @@ def largest_of(row: np.ndarray) -> float:
 largest = _compiled(largest_of, {*SUMS, "nnan"})
 
 
+def must_have(shape: tuple[int, ...], *arrays: Array) -> None:
+    """Raise ValueError if an array has another shape: compiled loops do not look where they read."""
+    for array in arrays:
+        if array.shape != shape:
+            raise ValueError(f"an array of shape {shape} is needed, got {array.shape}")
+
+
 def launch(loop: Callable, *arguments: Any) -> None:
-    """Run a loop; over arrays without content (minihra/weightless.py) there is nothing to do."""
+    """Run what reads or writes arrays; without content (minihra/weightless.py) they have nothing to be read."""
     if isinstance(arguments[0], np.ndarray):
         loop(*arguments)
 
 
 def exp(x: float) -> float:
-    """Return the exponential, within 1.2e-7 of it in float32. Compiled code alone calls it."""
+    """Return the exponential, within 1.2e-7 of it in float32, where it ends at exp(-87) and exp(88).
+
+    In place of 0 that is nothing beside the 1 in 1 + exp(-x), and of the largest term in a softmax. Compiled code alone
+    calls it.
+    """
     return math.exp(x)
 
 
-LEAST_POWER, MOST_POWER = np.float32(-87.0), np.float32(88.0)  # beyond them float32 has no normal number for the result
+LEAST_POWER, MOST_POWER = np.float32(-87.0), np.float32(88.0)  # 2^n of whole n stays a normal number between them
 PER_LOG2, LOG2_HIGH, LOG2_LOW = np.float32(1 / math.log(2)), np.float32(0.693359375), np.float32(-2.12194440e-4)
 C2, C3, C4, C5, C6, C7 = (np.float32(1 / math.factorial(n)) for n in range(2, 8))
 

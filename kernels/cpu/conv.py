@@ -1,7 +1,7 @@
 """Twin of the depthwise convolution: no padded copy is made where no kernel trains."""
 
 from minihra.arrays import Array, array_module
-from minihra.kernels.cpu.compiled import compiled, launch
+from minihra.kernels.cpu.compiled import compiled, launch, must_have
 from minihra.layers.conv import DepthwiseConvCache, DepthwiseConvParams
 
 
@@ -29,6 +29,7 @@ def depthwise_conv_forward(
     xp = array_module(x)
     (B, T, C), K = x.shape, len(p.W)
     left = K - 1 if causal else (K - 1) // 2
+    must_have((B, T), valid)
     y, padded = xp.empty((B, T, C), x.dtype), None
     launch(
         _convolve,

@@ -6,7 +6,7 @@ one pair, and the third the first half of the next. At the end of a frame they m
 """
 
 from minihra.arrays import Array, array_module
-from minihra.kernels.cpu.compiled import compiled, launch
+from minihra.kernels.cpu.compiled import compiled, launch, must_have
 from minihra.layers.conv2d import Conv2dCache, Conv2dParams, DepthwiseConv2dCache, DepthwiseConv2dParams
 
 
@@ -55,6 +55,7 @@ def conv2d_forward(x: Array, valid: Array, p: Conv2dParams, *, params: bool = Tr
     """Convolve x (B, T, F, I) to y (B, ceil(T/2), ceil(F/2), O), which is 0 on padded frames."""
     xp, (B, T, F, I), O = array_module(x), x.shape, p.W.shape[3]
     T2, F2 = (T + 1) // 2, (F + 1) // 2
+    must_have((B, T), valid)
     y, padded, x = xp.empty((B, T2, F2, O), x.dtype), None, xp.ascontiguousarray(x)
     if I == 1:
         launch(_from_one_channel, x[..., 0], valid, xp.ascontiguousarray(p.W[:, :, 0]), p.b, y)
@@ -105,6 +106,7 @@ def depthwise_conv2d_forward(
     """Convolve each channel of x (B, T, F, C) to y (B, ceil(T/2), ceil(F/2), C), which is 0 on padded frames."""
     xp = array_module(x)
     B, T, F, C = x.shape
+    must_have((B, T), valid)
     y, padded = xp.empty((B, (T + 1) // 2, (F + 1) // 2, C), x.dtype), None
     launch(_convolve, xp.ascontiguousarray(x), valid, xp.ascontiguousarray(p.W), p.b, y)
     if params:

@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 from minihra.arrays import Array, array_module
-from minihra.kernels.cpu.compiled import LOWEST, ZERO, compiled, compiled_strictly, exp, largest, launch, log
+from minihra.kernels.cpu.compiled import LOWEST, ZERO, compiled, compiled_strictly, exp, largest, launch, log, must_have
 from minihra.layers.ctc import CTCCache
 
 NEVER = np.float32(-np.inf)
@@ -62,6 +62,12 @@ def _forward(log_y: Array, valid: Array, states: Array, skip: Array, log_alpha: 
                 alpha[:] = before[2:]
 
 
+def must_be_labels(states: Array, V: int) -> None:
+    """Raise IndexError if there is another label than 0 ... V - 1."""
+    if states.max() >= V or states.min() < 0:
+        raise IndexError(f"labels must be from 0 to {V - 1}, got {states.min()} to {states.max()}")
+
+
 def ctc_forward(
     logits: Array, valid: Array, labels: Array, label_lengths: Array, *, blank: int = 0
 ) -> tuple[Array, CTCCache]:
@@ -69,6 +75,8 @@ def ctc_forward(
     xp, (B, T, V), S = array_module(logits), logits.shape, labels.shape[1]
     states = xp.full((B, 2 * S + 1), blank, dtype=labels.dtype)
     states[:, 1::2] = xp.where(xp.arange(S)[None, :] < label_lengths[:, None], labels, blank)
+    launch(must_be_labels, states, V)
+    must_have((B, T), valid)
     skip = xp.zeros(states.shape, bool)
     skip[:, 2:] = (states[:, 2:] != blank) & (states[:, 2:] != states[:, :-2])
     last, state = 2 * label_lengths[:, None], xp.arange(2 * S + 1)[None, :]
@@ -84,7 +92,7 @@ def ctc_forward(
     total = xp.exp(final - top[:, None]).sum(-1)
     log_likelihood = top + xp.log(xp.where(feasible, total, 1))
     loss = xp.where(feasible, 0 - log_likelihood, 0)
-    return loss, CTCCache(log_y, None, log_alpha, log_end, log_likelihood, feasible, skip, states, valid)
+    return loss, CTCCache(log_y, log_alpha, log_end, log_likelihood, feasible, skip, states, valid)
 
 
 @compiled_strictly
@@ -125,7 +133,7 @@ def _backward(
 
 def ctc_backward(dloss: Array, cache: CTCCache) -> Array:
     """Return dlogits (B, T, V), 0 on padded frames and infeasible utterances, for dloss (B,)."""
-    log_y, _, log_alpha, log_end, log_likelihood, feasible, skip, states, valid = cache
+    log_y, log_alpha, log_end, log_likelihood, feasible, skip, states, valid = cache
     xp = array_module(log_y)
     dlogits = xp.empty(log_y.shape, log_y.dtype)
     arrays = (dloss, log_y, log_alpha, log_end, log_likelihood, feasible, skip, states, valid)

@@ -1,7 +1,7 @@
 """Twin of the GRU cell: between its products, a pass over the gates; short loops, as longer ones do not vectorise."""
 
 from minihra.arrays import Array, array_module
-from minihra.kernels.cpu.compiled import ONE, TWO, compiled, launch, sigmoid
+from minihra.kernels.cpu.compiled import ONE, TWO, compiled, launch, must_have, sigmoid
 from minihra.layers.gru import GRUCache, GRUParams
 
 
@@ -27,6 +27,7 @@ def _gates(
 def gru_forward(x: Array, h: Array, p: GRUParams, *, params: bool = True) -> tuple[Array, GRUCache]:
     """Step from h (N, H) to h_next (N, H) on x (N, C)."""
     xp = array_module(x)
+    must_have((len(x), h.shape[1]), h)
     r, z, n, q, h_next = (xp.empty(h.shape, h.dtype) for _ in range(5))
     launch(_gates, x @ p.W, h @ p.U, p.b, p.c, h, r, z, n, q, h_next)
     return h_next, GRUCache(x if params else None, h, r, z, n, q, p)

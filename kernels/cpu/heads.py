@@ -53,7 +53,8 @@ def grouped_heads_forward(
     def linear(x: Array, p: LinearParams, rows: slice) -> LinearCache:
         place = flat(o[rows])
         xp.matmul(flat(x), p.W, out=place)
-        place += p.b
+        if p.b is not None:
+            place += p.b
         return LinearCache(x if params else None, p)
 
     def one_task(task: str, rows: slice) -> LinearCache | FFNHeadCache:
@@ -61,7 +62,8 @@ def grouped_heads_forward(
         if isinstance(p, LinearParams):
             return linear(h[rows], p, rows)
         a = flat(h[rows]) @ p.up.W
-        a += p.up.b
+        if p.up.b is not None:
+            a += p.up.b
         a = xp.maximum(a, 0).reshape(*h[rows].shape[:2], -1)
         up, relu = LinearCache(h[rows] if params else None, p.up), ReluCache(a > 0)
         return FFNHeadCache(up, relu, linear(a, p.down, rows))
@@ -76,7 +78,7 @@ def grouped_heads_backward(do: Array, cache: GroupedHeadsCache) -> tuple[Array, 
     dh = xp.empty((*do.shape[:2], H), do.dtype)
 
     def gradients(dy: Array, its: LinearCache) -> LinearParams | None:
-        return None if its.x is None else LinearParams(flat(its.x).T @ dy, dy.sum(0))
+        return None if its.x is None else LinearParams(flat(its.x).T @ dy, None if its.p.b is None else dy.sum(0))
 
     def one_task(task: str, rows: slice) -> HeadParams | None:
         its, dy, place = cache.heads[task], flat(do[rows]), flat(dh[rows])

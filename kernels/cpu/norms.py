@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from minihra.arrays import Array, array_module
-from minihra.kernels.cpu.compiled import ONE, ZERO, compiled, launch
+from minihra.kernels.cpu.compiled import ONE, ZERO, compiled, launch, must_have
 from minihra.layers.norms import (
     EPS,
     BatchNormParams,
@@ -44,6 +44,7 @@ def layer_norm_forward(
     C = x.shape[-1]
     y, normal, scale = (xp.empty(shape, x.dtype) for shape in (x.shape, x.shape, (*x.shape[:-1], 1)))
     b = xp.zeros((C,), x.dtype) if p.b is None else p.b
+    must_have((C,), p.g, b)
     rows = [array.reshape(-1, C) for array in (x, y, normal)]
     launch(_layer_norm, *rows, scale.reshape(-1), p.g, b, x.dtype.type(eps))
     return y, LayerNormCache(normal, scale, p, params)
@@ -99,6 +100,7 @@ def running_norm_forward(
     xp = array_module(x)
     C, scale = x.shape[-1], 1 / xp.sqrt(statistics.var + eps)
     y = xp.empty(x.shape, x.dtype)
+    must_have((C,), p.g, p.b, scale)
     gain = p.g * scale
     launch(_running_norm, x.reshape(-1, C), gain, p.b - statistics.mean * gain, y.reshape(-1, C))
     return y, RunningNormCache((x - statistics.mean) * scale if params else None, scale, p)

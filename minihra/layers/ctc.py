@@ -28,7 +28,6 @@ class CTCCache(NamedTuple):
     """What `ctc_backward` reads, and which utterances are `feasible`."""
 
     log_y: Array  # (B, T, V)  log softmax of the logits
-    emission: Array  # (B, T, Z)  log_y of the states' labels
     log_alpha: Array  # (B, T, Z)
     log_end: Array  # (B, Z)  0 at the states in which a path may end, else -inf
     log_likelihood: Array  # (B,)  0 for an infeasible utterance, so that no -inf meets another
@@ -48,6 +47,12 @@ def shifted(a: Array, by: int) -> Array:
     return out
 
 
+def emissions(log_y: Array, states: Array) -> Array:
+    """Return log_y (B, T, V) of the states' labels (B, Z): (B, T, Z)."""
+    xp, (B, T, _), Z = array_module(log_y), log_y.shape, states.shape[1]
+    return xp.take_along_axis(log_y, xp.broadcast_to(states[:, None], (B, T, Z)), axis=2)
+
+
 def ctc_forward(
     logits: Array, valid: Array, labels: Array, label_lengths: Array, *, blank: int = 0
 ) -> tuple[Array, CTCCache]:
@@ -61,7 +66,7 @@ def ctc_forward(
     states[:, 1::2] = xp.where(xp.arange(S)[None, :] < label_lengths[:, None], labels, blank)
     skip = xp.zeros(states.shape, bool)
     skip[:, 2:] = (states[:, 2:] != blank) & (states[:, 2:] != states[:, :-2])
-    emission = xp.take_along_axis(log_y, xp.broadcast_to(states[:, None], (B, T, 2 * S + 1)), axis=2)  # (2)
+    emission = emissions(log_y, states)  # (2)
     last = 2 * label_lengths[:, None]
     state = xp.arange(2 * S + 1)[None, :]
     log_end = xp.where((state == last) | (state == last - 1), 0.0, -float("inf")).astype(logits.dtype)
@@ -80,13 +85,14 @@ def ctc_forward(
     total = xp.exp(final - top[:, None]).sum(-1)
     log_likelihood = top + xp.log(xp.where(feasible, total, 1))  # (4)
     loss = xp.where(feasible, 0 - log_likelihood, 0)  # (5)  0 - 0 is 0, but -0 is -0.0
-    return loss, CTCCache(log_y, emission, log_alpha, log_end, log_likelihood, feasible, skip, states, valid)
+    return loss, CTCCache(log_y, log_alpha, log_end, log_likelihood, feasible, skip, states, valid)
 
 
 def ctc_backward(dloss: Array, cache: CTCCache) -> Array:
     """Return dlogits (B, T, V), 0 on padded frames and infeasible utterances, for dloss (B,)."""
-    log_y, emission, log_alpha, log_end, log_likelihood, feasible, skip, states, valid = cache
+    log_y, log_alpha, log_end, log_likelihood, feasible, skip, states, valid = cache
     xp, T, V = array_module(dloss), log_y.shape[1], log_y.shape[2]
+    emission = emissions(log_y, states)  # (2)
     beta, log_beta, skip_from = log_end, xp.empty_like(log_alpha), shifted(skip, -2)
     for t in reversed(range(T)):
         log_beta[:, t] = beta

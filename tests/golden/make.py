@@ -55,7 +55,7 @@ PORT = {"float64": 1e-12, "float32": 1e-5}
 ORDER = {
     GRUCache: ("x", "h", "r", "z", "q", "n", "p"),
     CTCCache: (
-        "valid", "log_y", "states", "skip", "emission", "log_end", "log_alpha", "log_likelihood", "feasible"
+        "valid", "log_y", "states", "skip", "log_end", "log_alpha", "log_likelihood", "feasible"
     ),
 }  # fmt: skip
 
