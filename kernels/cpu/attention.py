@@ -40,22 +40,28 @@ def _softmax_row(row: Array, real: Array) -> None:
 
 
 @compiled
+def _weights_of(row: Array, t: int, real: Array, left: int, right: int) -> None:
+    """Turn the scores of frame t into weights: of the frames that it reaches, and 0 of all if it is padding."""
+    start, stop = max(0, t - left), min(len(row), t + right + 1)
+    if real[t] == 0:
+        stop = start
+    else:
+        _softmax_row(row[start:stop], real[start:stop])
+    row[:start] = 0
+    row[stop:] = 0
+
+
+@compiled
 def _softmax(s: Array, real: Array, left: int, right: int, scale: float) -> None:
     """Turn raw scores s (B, A, T, T) into weights, in place; `real` (B, T) is 1 on valid frames and 0 on others."""
     B, A, T, _ = s.shape
     for b in range(B):
         for a in range(A):
-            for i in range(T):
-                row = s[b, a, i]
-                if real[b, i] == 0:
-                    row[:] = 0
-                    continue
+            for t in range(T):
+                row = s[b, a, t]
                 for j in range(T):
                     row[j] *= scale
-                start, stop = max(0, i - left), min(T, i + right + 1)
-                _softmax_row(row[start:stop], real[b, start:stop])
-                row[:start] = 0
-                row[stop:] = 0
+                _weights_of(row, t, real[b], left, right)
 
 
 @compiled
@@ -67,18 +73,12 @@ def _relative_softmax(
     for b in range(B):
         for a in range(A):
             for i in range(w.shape[2]):
-                row, t = s[b, a, first + i], first + i
-                if real[b, t] == 0:
-                    row[:] = 0
-                    continue
-                e = T - 1 - t - nearest
+                t = first + i
+                row, e = s[b, a, t], T - 1 - t - nearest
                 shifted = w[b, a, i, e : e + T]
                 for j in range(T):
                     row[j] = (row[j] + shifted[j]) * scale
-                start, stop = max(0, t - left), min(T, t + right + 1)
-                _softmax_row(row[start:stop], real[b, start:stop])
-                row[:start] = 0
-                row[stop:] = 0
+                _weights_of(row, t, real[b], left, right)
 
 
 @compiled
