@@ -77,7 +77,13 @@ def serve(side: str, row: str, inputs: str) -> None:
         start = time.perf_counter()
         value = runs[line.strip()]()
         seconds = time.perf_counter() - start
-        print(json.dumps({"seconds": seconds, "value": value, "memory": memory() - before}), flush=True)
+        most = memory() - before
+        print(json.dumps({"seconds": seconds, "value": number(value), "memory": most}), flush=True)
+
+
+def number(value: Any) -> float:
+    """Return what a run returned, or the sum of it."""
+    return float(value.sum()) if hasattr(value, "sum") else float(value)
 
 
 def memory(reset: bool = False) -> int:

@@ -25,8 +25,9 @@ from minihra.speech.features import LogMel
 from minihra.trainees import Adaptation, Batch, Pretraining
 from minihra.tree import from_leaves, leaves, map_leaves
 
-Run = Callable[[], float]
-"""One measurement; it returns a number by which the two sides are compared, such as the loss."""
+Run = Callable[[], Any]
+"""One measurement; it returns the number by which the two sides are compared, such as the loss, or an array of which
+that is the sum, taken when the time has been measured."""
 
 STATE, LABELS, MELS, BLANK = 64, 32, 80, 0
 RATE = 1e-4  # of the optimiser
@@ -221,13 +222,13 @@ def heads_run(row: Row, inputs: dict[str, Any]) -> Run:
     groups = group_tasks(inputs["tasks"], heads)
     h, residual, do = (inputs[name][groups.rows] for name in ("h", "residual", "do"))
 
-    def forward() -> float:
+    def forward() -> Array:
         o, _ = grouped_heads_forward(h, heads, segments=groups.segments)
         o += residual
-        return float(o[0, 0, 0])
+        return o
 
     _, cache = grouped_heads_forward(h, heads, segments=groups.segments)
-    return forward if row.kind == "heads forward" else lambda: float(grouped_heads_backward(do, cache)[0][0, 0, 0])
+    return forward if row.kind == "heads forward" else lambda: grouped_heads_backward(do, cache)[0]
 
 
 def dense_run(row: Row, inputs: dict[str, Any]) -> Run:
@@ -236,8 +237,8 @@ def dense_run(row: Row, inputs: dict[str, Any]) -> Run:
     h, do = inputs["h"].reshape(-1, STATE), inputs["do"].reshape(-1, row.width)
     residual = inputs["residual"].reshape(-1, row.width)
     if row.kind == "heads forward":
-        return lambda: float((h @ W + b + residual)[0, 0])
-    return lambda: float((do @ W.T)[0, 0] + (h.T @ do)[0, 0])
+        return lambda: h @ W + b + residual
+    return lambda: (do @ W.T, h.T @ do)[0]
 
 
 def ctc_run(row: Row, inputs: dict[str, Any]) -> Run:

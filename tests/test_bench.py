@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from minihra import bench
-from minihra.bench import check_twins, measure
+from minihra.bench import check_twins, measure, number
 from minihra.bench_floor import floor_of, products_of
 from minihra.bench_rows import PATTERNS, Row, all_rows, inputs_of, runs_of, tasks_by
 from minihra.cli import main
@@ -61,13 +61,13 @@ def test_each_side_gives_one_number(kind: str, cell: str, head: str, monkeypatch
     )
     row = Row(kind, 8, 2, 3, 64, cell, head, 2)
     inputs = inputs_of(row)
-    ours = runs_of(row, inputs)["ours"]()
+    ours = number(runs_of(row, inputs)["ours"]())
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     theirs = {name: run for name, run in torch_twin.runs_of(row, inputs).items() if name.endswith("eager")}
     assert np.isfinite(ours)
     assert len(theirs) == {"training": 1, "ctc": 1, "log-mel": 0}.get(kind, 2)
     for name, run in theirs.items():
-        assert run() == pytest.approx(ours, rel=1e-4, abs=1e-5), name
+        assert number(run()) == pytest.approx(ours, rel=1e-4, abs=1e-3 if kind.startswith("heads") else 1e-5), name
 
 
 def test_two_sides_take_turns(tmp_path: Path) -> None:

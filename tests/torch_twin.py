@@ -339,7 +339,7 @@ class TorchHRA(nn.Module):
 
 # The rival of `minihra bench --rival tests/torch_twin.py`: the same rows from the same arrays.
 
-Run = Callable[[], float]
+Run = Callable[[], Any]
 STATE, RATE, BLANK = 64, 1e-4, 0
 
 
@@ -411,13 +411,13 @@ def heads_runs(row: Any, inputs: dict[str, Any]) -> dict[str, Run]:
         def make(compile_: Callable, forward: Callable = forward, adapter: Adapter = adapter) -> Run:
             run = compile_(forward)
             if not backward:
-                return torch.no_grad()(lambda: float(run(h)[0, 0, 0]))
+                return torch.no_grad()(lambda: run(h))
             x = h.clone().requires_grad_()
             o, parameters = run(x), list(adapter.heads.parameters())
 
-            def back(o: Tensor = o, x: Tensor = x, parameters: list = parameters) -> float:
+            def back(o: Tensor = o, x: Tensor = x, parameters: list = parameters) -> Tensor:
                 (dx, *_) = torch.autograd.grad(o, [x, *parameters], do, True, allow_unused=True)
-                return float(dx[0, 0, 0])
+                return dx
 
             return back
 
