@@ -69,7 +69,8 @@ def serve(side: str, row: str, inputs: str) -> None:
         arrays = {name: a if a.dtype.kind == "f" or name == "lengths" else a.tolist() for name, a in file.items()}
     runs = (runs_of if side == "ours" else load_rival(side))(Row(**json.loads(row)), arrays)
     if side == "ours":
-        {twins_in(file) for file in TWINS.values()}  # so that Numba's own memory does not count as a step's
+        for file in TWINS.values():  # so that Numba's own memory does not count as a step's
+            twins_in(file)
     before = memory(reset=True)
     print(json.dumps(list(runs)), flush=True)
     for line in sys.stdin:

@@ -11,7 +11,7 @@ import numpy as np
 from minihra.arrays import Array
 
 MOST = 8
-LEAST_FRAMES = 800  # of features, in a part: below it the interpreter takes longer than the arithmetic
+LEAST_FRAMES = 800  # of features (samples, of a waveform): with fewer in a part the interpreter costs too much
 
 
 def parts_of(lengths: Array) -> list[Array]:

@@ -1,8 +1,9 @@
 """How many threads compute, and how work is shared among them.
 
-Threads take whole utterances, or halves of one large product, and BLAS runs with one thread in each: products that
-many threads enter together are slower, and pools of threads that wait for each other slower still. The number is that
-of MINIHRA_THREADS in the environment or of `set_threads`, else that of the processors which the process may use.
+Threads take whole utterances (parts.py), or some tasks each of a large batch of heads, and BLAS runs with one thread
+in each: a product that many threads enter together is slower, and pools of threads that wait for each other slower
+still. The number is that of MINIHRA_THREADS in the environment or of `set_threads`, else that of the processors which
+the process may use.
 """
 
 import os
@@ -77,7 +78,6 @@ def _blas() -> list[Any]:
 @contextmanager
 def one_thread_blas() -> Iterator[None]:
     """Run the products of the whole process with one thread each, until the last caller is out again."""
-    threads()  # the first call of all gives BLAS its number
     with _STATE.lock:
         _STATE.inside += 1
         if _STATE.inside == 1:
@@ -109,9 +109,10 @@ def share(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
 
     A single task has the threads of BLAS to itself.
     """
+    number = threads()  # its first call gives BLAS the number
     if len(tasks) == 1:
         return [tasks[0]()]
     with one_thread_blas():
         if alone():
             return [task() for task in tasks]
-        return list(_pool(threads()).map(lambda task: task(), tasks))
+        return list(_pool(number).map(lambda task: task(), tasks))

@@ -7,6 +7,7 @@ dict, that is in the names of tasks, a dot is written %2E and a per cent sign %2
 """
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -88,15 +89,15 @@ def from_leaves(template: Tree, named: Mapping[str, Array], prefix: str = "") ->
     return None if template is None else named[prefix]
 
 
-def add(total: Tree, tree: Tree) -> Tree:
+def add(total: Tree, tree: Tree, plus: Callable[[Array, Array], Array] = operator.add) -> Tree:
     """Return the sum of two gradient trees. What is absent in one is taken from the other; neither is changed."""
     if total is None or tree is None:
         return tree if total is None else total
     if isinstance(tree, dict):
-        return total | {key: add(total.get(key), child) for key, child in tree.items()}
+        return total | {key: add(total.get(key), child, plus) for key, child in tree.items()}
     if isinstance(tree, tuple):
-        return rebuild(tree, [add(a, b) for a, b in zip(total, tree, strict=True)])
-    return total + tree
+        return rebuild(tree, [add(a, b, plus) for a, b in zip(total, tree, strict=True)])
+    return plus(total, tree)
 
 
 def add_into(total: Tree, tree: Tree) -> Tree:
@@ -104,14 +105,7 @@ def add_into(total: Tree, tree: Tree) -> Tree:
 
     Where the total has nothing yet it takes the arrays of `tree`, to which the next call adds.
     """
-    if total is None or tree is None:
-        return tree if total is None else total
-    if isinstance(tree, dict):
-        return total | {key: add_into(total.get(key), child) for key, child in tree.items()}
-    if isinstance(tree, tuple):
-        return rebuild(tree, [add_into(a, b) for a, b in zip(total, tree, strict=True)])
-    total += tree
-    return total
+    return add(total, tree, operator.iadd)
 
 
 def count(tree: Tree) -> int:

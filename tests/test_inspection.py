@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from minihra import memory
 from minihra.adapters.hra import HRA
 from minihra.blocks.config import ConformerConfig, Stages, Subsampling
 from minihra.blocks.initial import initial_conformer
@@ -22,8 +23,17 @@ from minihra.loaders import parakeet
 from minihra.loaders.hama import CONFIG as HAMA
 from minihra.loaders.settings import Settings
 from minihra.loaders.table import shape_before
-from minihra.memory import AdapterShape, memory_of_inference, peak_of_infer, peak_of_step, same_labels
+from minihra.memory import (
+    AdapterShape,
+    largest_parts,
+    memory_of_inference,
+    memory_of_step,
+    peak_of_infer,
+    peak_of_step,
+    same_labels,
+)
 from minihra.model import backward, ctc_loss, forward, infer
+from minihra.ops import references
 from minihra.recogniser import Recogniser, save_backbone
 from minihra.speech.alphabet import Alphabet
 from minihra.speech.features import LogMel
@@ -122,10 +132,25 @@ def test_long_recordings_take_the_memory_of_their_pieces() -> None:
     assert one.working < four.working <= long.working < four.working + features_and_logits
 
 
+def test_a_step_takes_the_memory_of_the_parts_that_threads_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths, config, shape = [900, 2000, 1600, 1700], CONFIGS["conformer"], AdapterShape()
+    for threads, frames in ((1, (2000,)), (2, (2000, 1700)), (9, (2000, 1700, 1600, 900))):
+        monkeypatch.setattr(memory, "threads", lambda threads=threads: threads)
+        assert largest_parts(lengths) == tuple((1, T) for T in frames)
+    works = []
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(memory, "threads", lambda threads=threads: threads)
+        works.append(memory_of_step(config, 0.01, shape, 4, 10.0).working)
+    one, features = peak_of_step(config, shape, 1, 1000, config.front_end.frames(1000) // 3)[1], 4 * 4000 * config.mels
+    assert works == [features + n * one for n in (1, 2, 3)]
+
+
 def test_nothing_is_allocated() -> None:
     big = ConformerConfig(labels=1025, mels=80, width=1024, layers=24, heads=8, front_end=Subsampling(3, 256, True))
     assert peak(lambda: peak_of_infer(big, 4, 3000)) < 10e6
     assert peak(lambda: peak_of_step(big, AdapterShape(), 4, 1000, 40)) < 10e6
+    with references():
+        assert peak_of_infer(big, 4, 3000) > 800e6
     assert peak_of_infer(big, 4, 3000) > 500e6
 
 
@@ -227,8 +252,8 @@ def test_json(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report["tokenizer"].keys() == {"text", "labels", "blank", "unit"}
     assert report["usable_for"] == {"logits": True, "inference": True, "adaptation": True}
     assert report["memory"].keys() == {"inference", "adaptation_step"}
-    for memory in report["memory"].values():
-        assert memory["total"] == memory["weights"] + memory["adapter"] + memory["working"]
+    for its in report["memory"].values():
+        assert its["total"] == its["weights"] + its["adapter"] + its["working"]
 
 
 def test_a_folder_without_a_tokenizer(open_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

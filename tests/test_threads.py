@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from minihra import threads as module
 from minihra.adapters.hra import HRA
 from minihra.cli import main
+from minihra.evaluate import logits_of
 from minihra.parts import LEAST_FRAMES, MOST, parts_of
 from minihra.recogniser import Adapter, Recogniser
 from minihra.speech.alphabet import Alphabet
@@ -81,6 +83,14 @@ def test_impossible_numbers(number: int | str, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_the_option_rules(capsys: pytest.CaptureFixture[str]) -> None:
+    set_threads(1)
+    assert main(["params", "--threads", "3"]) == 0
+    assert threads() == 3 and blas_threads() == {3}
+    assert main(["params"]) == 0
+    assert threads() == 3
+
+
 @pytest.mark.parametrize(("setting", "number"), [("3", "3"), (None, str(module.processors()))])
 def test_the_environment_rules(setting: str | None, number: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "MINIHRA_THREADS"}
@@ -93,15 +103,15 @@ def test_the_environment_rules(setting: str | None, number: str) -> None:
 
 @pytest.mark.parametrize("number", ["1", "3"])
 def test_the_setting_rules_from_the_first_share(number: str) -> None:
-    """BLAS has one thread in each task from the first on, and afterwards the number of the setting."""
+    """BLAS has one thread in each of several tasks, and with a single one and afterwards the number of the setting."""
     code = """
 import numpy
 from minihra import threads as t
 count = lambda: t._blas()[0].num_threads
-print(*t.share([count] * 4), count())"""
+print(*t.share([count]), *t.share([count] * 4), count())"""
     environment = {**os.environ, "MINIHRA_THREADS": number}
     printed = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, check=True)
-    assert printed.stdout.decode().split() == ["1", "1", "1", "1", number]
+    assert printed.stdout.decode().split() == [number, "1", "1", "1", "1", number]
 
 
 def test_a_new_number_counts_when_the_products_are_done() -> None:
@@ -166,6 +176,18 @@ def test_parts_together_are_the_batch() -> None:
     for name, g in wanted.items():
         assert np.abs(found[name] - g).max() <= 1e-4 * np.abs(g).max(), name  # sums in another order, in float32
         assert found[name].dtype == np.float32
+
+
+def test_recordings_are_recognised_in_parts_as_alone() -> None:
+    """Each with the head of its own task, and in the order in which they were given."""
+    trainee, batch = adaptation()
+    hra, recogniser = trainee.adapter.hra, trainee.recogniser._replace(features=SimpleNamespace(hop=0.01))
+    features = [row[: max(1, length)] for row, length in zip(batch.features, batch.lengths, strict=True)]
+    assert len(parts_of([len(one) for one in features])) > 2
+    together = logits_of(recogniser, features, hra, batch.tasks)
+    for logits, one, task in zip(together, features, batch.tasks, strict=True):
+        (alone_logits,) = logits_of(recogniser, [one], hra, [task])
+        np.testing.assert_allclose(logits, alone_logits, rtol=1e-4, atol=1e-4)
 
 
 def test_the_number_of_threads_does_not_change_a_bit() -> None:

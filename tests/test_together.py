@@ -61,6 +61,19 @@ def test_afterwards_each_goes_its_own_way(tmp_path: Path) -> None:
     assert len({tuple(bits(head).values()) for head in hra.p.heads.values()}) == 3
 
 
+def test_the_optimiser_has_the_decay_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, update = set(), AdamW.update
+
+    def spied(self: AdamW, *given: object) -> None:
+        seen.add(self.decay)
+        update(self, *given)
+
+    monkeypatch.setattr(AdamW, "update", spied)
+    monkeypatch.setattr(f"{__name__}.CONFIGURATION", replace(CONFIGURATION, decay=0.25))
+    adapted(tmp_path, SPEAKERS, utterances(), together=0.5)
+    assert seen == {0.25}
+
+
 def test_each_phase_has_a_schedule_of_its_own() -> None:
     config = TrainingConfig(peak=0.3, warmup=0.25, together=0.5, schedule="constant")
     rates = [config.learning_rate(step, 16) for step in range(16)]

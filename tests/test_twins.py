@@ -20,6 +20,7 @@ from minihra.arrays import Array
 from minihra.cases import Case, filled_head, layer_cases, numbers
 from minihra.layers.conv2d import Conv2dParams
 from minihra.layers.linear import LinearParams
+from minihra.layers.norms import BatchNormParams, BatchStatistics
 from minihra.layers.relative_attention import RelativePositionParams, relative_positions
 from minihra.masks import valid_from_lengths
 from minihra.ops import PAIRS, TWINS, Pair, references, twins_in
@@ -82,6 +83,12 @@ def larger_cases() -> list[Case]:
                 {"valid": valid_from_lengths([8, 5, 0], 8)},
             )
             for channels in (1, 4)
+        ),
+        Case(
+            "running_norm, far from 0",
+            PAIRS["running_norm"],
+            {"x": 10000 + numbers(3, 5, 6), "p": BatchNormParams(1 + numbers(6, k=1) / 2, numbers(6, k=2))},
+            {"statistics": BatchStatistics(10000 + numbers(6, k=3) / 2, 1 + numbers(6, k=4) / 2)},
         ),
         Case("swish, far from 0", PAIRS["swish"], {"x": 200 * numbers(7, 33)}),
         Case("glu, far from 0", PAIRS["glu"], {"x": 200 * numbers(7, 34)}),
@@ -307,6 +314,19 @@ def test_machine_code_is_kept_by_the_text_of_the_twins(tmp_path: Path, monkeypat
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert compiled.cache_folder() is None
+
+
+def test_machine_code_is_kept_for_the_next_process(tmp_path: Path) -> None:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    environment.pop("NUMBA_CACHE_DIR", None)
+
+    def kept_after_a_run() -> dict[str, int]:
+        subprocess.run([sys.executable, "-c", SCRIPT.format(before="")], env=environment, cwd=ROOT, check=True)
+        return {path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nbc")}
+
+    kept = kept_after_a_run()
+    assert any("_swish" in name for name in kept)
+    assert kept_after_a_run() == kept, "it was compiled again"
 
 
 def test_the_functions_that_vectorise() -> None:

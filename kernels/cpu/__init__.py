@@ -1,5 +1,5 @@
 """Twins for the CPU: loops that Numba compiles, one thread each, called without the interpreter's lock.
 
-A twin has the signature, the results and the cache of its reference in `minihra.layers`. It may write several arrays in
-one pass, and leave out of the cache what its own backward does not read. Products stay with NumPy.
+A twin has the signature, the results and the cache of its reference in `minihra.layers`, where the equations stand. One
+pass over an array writes what the reference needs several for; products stay with NumPy.
 """

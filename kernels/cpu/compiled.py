@@ -21,8 +21,8 @@ from minihra.arrays import Array
 SUMS = {"reassoc", "contract", "nsz"}
 """What LLVM may do to a sum, so that it vectorises; NaN and infinity stay what they are."""
 
-
-ZERO, ONE, TWO, LOWEST = np.float32(0), np.float32(1), np.float32(2), np.finfo(np.float32).min
+ZERO, HALF, ONE, TWO = (np.float32(constant) for constant in (0, 0.5, 1, 2))
+LOWEST = np.finfo(np.float32).min
 """Constants of the loops. Numba takes a bare 1 or 0.5 for a float64, and would compute with it in float64."""
 
 
@@ -106,9 +106,9 @@ def _exp(x):  # noqa: ANN001, ANN202  Numba compares the two signatures
     def exp32(x):  # noqa: ANN001, ANN202
         x = LEAST_POWER if x < LEAST_POWER else x  # comparisons that leave NaN as it is
         x = MOST_POWER if x > MOST_POWER else x
-        n = np.floor(x * PER_LOG2 + np.float32(0.5))
+        n = np.floor(x * PER_LOG2 + HALF)
         r = x - n * LOG2_HIGH - n * LOG2_LOW  # log(2) in two parts, the first of which n multiplies exactly
-        y = ((((((C7 * r + C6) * r + C5) * r + C4) * r + C3) * r + C2) * r * r + r) + np.float32(1)
+        y = ((((((C7 * r + C6) * r + C5) * r + C4) * r + C3) * r + C2) * r * r + r) + ONE
         return y * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
 
     return exp32
@@ -119,7 +119,7 @@ def log(x: float) -> float:
     return math.log(x)
 
 
-LOG2, SQRT2, HALF = np.float32(math.log(2)), np.float32(math.sqrt(2)), np.float32(0.5)
+LOG2, SQRT2 = np.float32(math.log(2)), np.float32(math.sqrt(2))
 THIRD, FIFTH, SEVENTH, NINTH = (np.float32(1 / n) for n in (3, 5, 7, 9))
 
 

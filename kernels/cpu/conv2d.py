@@ -11,21 +11,26 @@ from minihra.layers.conv2d import Conv2dCache, Conv2dParams, DepthwiseConv2dCach
 
 
 @compiled
-def _from_one_channel(x: Array, valid: Array, W: Array, b: Array, y: Array) -> None:
-    """Convolve x (B, T, F) to y (B, T2, F2, O)."""
-    B, T, F = x.shape
+def _convolve(x: Array, valid: Array, W: Array, b: Array, y: Array) -> None:
+    """Convolve each channel of x (B, T, F, C), or its only one (B, T, F, 1) for every channel of y (B, T2, F2, C)."""
+    (B, T, F, I), (_, T2, F2, C) = x.shape, y.shape
     for row in range(B):
-        for t in range(y.shape[1]):
-            for f in range(y.shape[2]):
+        for t in range(T2):
+            for f in range(F2):
                 y[row, t, f] = 0
-                if valid[row, 2 * t]:
-                    y[row, t, f] = b
-                    for i in range(max(0, 1 - 2 * t), min(3, T + 1 - 2 * t)):
-                        for j in range(max(0, 1 - 2 * f), min(3, F + 1 - 2 * f)):
-                            if valid[row, 2 * t + i - 1]:
-                                value = x[row, 2 * t + i - 1, 2 * f + j - 1]
-                                for o in range(len(b)):
-                                    y[row, t, f, o] += value * W[i, j, o]
+                if not valid[row, 2 * t]:
+                    continue
+                y[row, t, f] = b
+                for i in range(max(0, 1 - 2 * t), min(3, T + 1 - 2 * t)):
+                    for j in range(max(0, 1 - 2 * f), min(3, F + 1 - 2 * f)):
+                        if valid[row, 2 * t + i - 1]:
+                            m, n = 2 * t + i - 1, 2 * f + j - 1
+                            if I == 1:
+                                for c in range(C):
+                                    y[row, t, f, c] += W[i, j, c] * x[row, m, n, 0]
+                            else:
+                                for c in range(C):
+                                    y[row, t, f, c] += W[i, j, c] * x[row, m, n, c]
 
 
 @compiled
@@ -56,19 +61,16 @@ def conv2d_forward(x: Array, valid: Array, p: Conv2dParams, *, params: bool = Tr
     xp, (B, T, F, I), O = array_module(x), x.shape, p.W.shape[3]
     T2, F2 = (T + 1) // 2, (F + 1) // 2
     must_have((B, T), valid)
-    y, padded, x = xp.empty((B, T2, F2, O), x.dtype), None, xp.ascontiguousarray(x)
-    if I == 1:
-        launch(_from_one_channel, x[..., 0], valid, xp.ascontiguousarray(p.W[:, :, 0]), p.b, y)
+    y, x = xp.empty((B, T2, F2, O), x.dtype), xp.ascontiguousarray(x)
+    if I == 1:  # products of one or two columns would be five times slower
+        launch(_convolve, x, valid, xp.ascontiguousarray(p.W[:, :, 0]), p.b, y)
     else:
         planes, rows = xp.zeros((2, T2 + 1, 2 * F2 + 2, I), x.dtype), xp.empty((T2 * (F2 + 1), O), x.dtype)
         for b in range(B):
             launch(_into_planes, x[b], valid[b], planes)
             multiply(planes, p.W, rows)
             launch(_from_rows, rows, p.b, valid[b], y[b])
-    if params:
-        padded = xp.zeros((B, T + 2, F + 2, I), x.dtype)
-        padded[:, 1 : T + 1, 1 : F + 1] = xp.where(valid[:, :, None, None], x, 0)
-    return y, Conv2dCache(padded, F, valid, p)
+    return y, Conv2dCache(padded_copy(x, valid) if params else None, F, valid, p)
 
 
 def multiply(planes: Array, W: Array, rows: Array) -> None:
@@ -84,20 +86,12 @@ def multiply(planes: Array, W: Array, rows: Array) -> None:
         rows[:N] += plane[start + 1 : start + 1 + N, :I] @ W[i, 2]
 
 
-@compiled
-def _convolve(x: Array, valid: Array, W: Array, b: Array, y: Array) -> None:
-    B, T, F, C = x.shape
-    for row in range(B):
-        for t in range(y.shape[1]):
-            for f in range(y.shape[2]):
-                y[row, t, f] = 0
-                if valid[row, 2 * t]:
-                    y[row, t, f] = b
-                    for i in range(max(0, 1 - 2 * t), min(3, T + 1 - 2 * t)):
-                        for j in range(max(0, 1 - 2 * f), min(3, F + 1 - 2 * f)):
-                            if valid[row, 2 * t + i - 1]:
-                                for c in range(C):
-                                    y[row, t, f, c] += W[i, j, c] * x[row, 2 * t + i - 1, 2 * f + j - 1, c]
+def padded_copy(x: Array, valid: Array) -> Array:
+    """Return x (B, T, F, I) with a border of one around it, and 0 on padded frames: (B, T+2, F+2, I)."""
+    xp, (B, T, F, I) = array_module(x), x.shape
+    padded = xp.zeros((B, T + 2, F + 2, I), x.dtype)
+    padded[:, 1 : T + 1, 1 : F + 1] = xp.where(valid[:, :, None, None], x, 0)
+    return padded
 
 
 def depthwise_conv2d_forward(
@@ -107,9 +101,6 @@ def depthwise_conv2d_forward(
     xp = array_module(x)
     B, T, F, C = x.shape
     must_have((B, T), valid)
-    y, padded = xp.empty((B, (T + 1) // 2, (F + 1) // 2, C), x.dtype), None
+    y = xp.empty((B, (T + 1) // 2, (F + 1) // 2, C), x.dtype)
     launch(_convolve, xp.ascontiguousarray(x), valid, xp.ascontiguousarray(p.W), p.b, y)
-    if params:
-        padded = xp.zeros((B, T + 2, F + 2, C), x.dtype)
-        padded[:, 1 : T + 1, 1 : F + 1] = xp.where(valid[:, :, None, None], x, 0)
-    return y, DepthwiseConv2dCache(padded, F, valid, p)
+    return y, DepthwiseConv2dCache(padded_copy(x, valid) if params else None, F, valid, p)

@@ -34,7 +34,7 @@ def _step_backward(dh_next: Array, positive: Array, u: Array, da: Array, dh: Arr
 
 
 @compiled
-def _vectors(da: Array, h: Array, du: Array, db: Array) -> None:
+def _vector_gradients(da: Array, h: Array, du: Array, db: Array) -> None:
     for i in range(len(da)):
         for j in range(len(du)):
             du[j] += da[i, j] * h[i, j]
@@ -51,5 +51,5 @@ def indrnn_backward(dh_next: Array, cache: IndRNNCache) -> tuple[Array, Array, I
     if x is None:
         return dx, dh, None
     du, db = xp.zeros(p.u.shape, dtype), xp.zeros(p.b.shape, dtype)
-    launch(_vectors, da, h, du, db)
+    launch(_vector_gradients, da, h, du, db)
     return dx, dh, IndRNNParams(x.T @ da, du, db)

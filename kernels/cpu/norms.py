@@ -87,22 +87,21 @@ def layer_norm_backward(dy: Array, cache: LayerNormCache) -> tuple[Array, LayerN
 
 
 @compiled
-def _running_norm(x: Array, scale: Array, shift: Array, y: Array) -> None:
+def _running_norm(x: Array, mean: Array, gain: Array, b: Array, y: Array) -> None:
     for n in range(len(x)):
         for c in range(x.shape[1]):
-            y[n, c] = x[n, c] * scale[c] + shift[c]
+            y[n, c] = (x[n, c] - mean[c]) * gain[c] + b[c]
 
 
 def running_norm_forward(
     x: Array, statistics: BatchStatistics, p: BatchNormParams, *, eps: float = EPS, params: bool = True
 ) -> tuple[Array, RunningNormCache]:
-    """Normalise x (..., C) with running statistics: one scale and one shift for each channel."""
+    """Normalise x (..., C) with running statistics, the inference form of batch norm."""
     xp = array_module(x)
     C, scale = x.shape[-1], 1 / xp.sqrt(statistics.var + eps)
     y = xp.empty(x.shape, x.dtype)
-    must_have((C,), p.g, p.b, scale)
-    gain = p.g * scale
-    launch(_running_norm, x.reshape(-1, C), gain, p.b - statistics.mean * gain, y.reshape(-1, C))
+    must_have((C,), p.g, p.b, scale, statistics.mean)
+    launch(_running_norm, x.reshape(-1, C), statistics.mean, p.g * scale, p.b, y.reshape(-1, C))
     return y, RunningNormCache((x - statistics.mean) * scale if params else None, scale, p)
 
 
