@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import median
 from types import TracebackType
@@ -29,10 +30,13 @@ from tqdm import tqdm
 
 from minihra.bench_floor import Floor, floor_of
 from minihra.bench_rows import Row, Run, all_rows, inputs_of, runs_of
+from minihra.blocks.config import ConformerConfig
+from minihra.blocks.initial import initial_conformer
+from minihra.blocks.subsampling import subsample
 from minihra.cases import layer_cases
 from minihra.checkpoint import write_json
-from minihra.ops import PAIRS, TWINS, references, twins_in
-from minihra.threads import threads
+from minihra.ops import FUSED, PAIRS, TWINS, references, twins_in
+from minihra.threads import share, threads
 from minihra.tree import leaves, map_leaves
 
 KEPT = ("PATH", "HOME", "PYTHONPATH", "TMPDIR", "XDG_CACHE_HOME", "MINIHRA_REFERENCE")
@@ -69,7 +73,7 @@ def serve(side: str, row: str, inputs: str) -> None:
         arrays = {name: a if a.dtype.kind == "f" or name == "lengths" else a.tolist() for name, a in file.items()}
     runs = (runs_of if side == "ours" else load_rival(side))(Row(**json.loads(row)), arrays)
     if side == "ours":
-        for file in TWINS.values():  # so that Numba's own memory does not count as a step's
+        for file in (TWINS | FUSED).values():  # so that Numba's own memory does not count as a step's
             twins_in(file)
     before = memory(reset=True)
     print(json.dumps(list(runs)), flush=True)
@@ -183,7 +187,7 @@ def measure(row: Row, rival: str | None, turns: int) -> dict[str, Any]:
 
 
 def check_twins() -> dict[str, float]:
-    """Return, for each case of a pair with a twin, the largest error of the twin in float32, of the largest element.
+    """Return, for each case of a function with a twin, the largest error of the twin in float32.
 
     Raises:
         ValueError: one is above what is allowed.
@@ -197,13 +201,27 @@ def check_twins() -> dict[str, float]:
         with references():
             wanted = results_of(pair, arguments)
         found = results_of(pair, arguments)
-        errors[case.name] = max(
-            float(np.abs(a - b).max(initial=0) / max(np.abs(b).max(initial=0), 1e-30))
-            for a, b in zip(found, wanted, strict=True)
-        )
-        if not errors[case.name] <= ALLOWED:
-            raise ValueError(f"{case.name}: the twin is off by {errors[case.name]:.1e}, allowed are {ALLOWED:g}")
+        errors[case.name] = largest_error(found, wanted)
+    if twins_in(FUSED["subsample"]) is not None:
+        front_end = initial_conformer(ConformerConfig(labels=2, width=16, layers=1, mels=21), seed=0).p.front_end
+        x = np.random.default_rng(0).standard_normal((2, 30, 21), np.float32)
+        run = partial(subsample, x, np.arange(30) < [[30], [17]], front_end)
+        with references():
+            wanted, _ = run()
+        (found, _), _ = share([run, run])  # on threads of their own, where the fused twins are taken
+        errors["subsample"] = largest_error([found], [wanted])
+    for name, error in errors.items():
+        if not error <= ALLOWED:
+            raise ValueError(f"{name}: the twin is off by {error:.1e}, allowed are {ALLOWED:g}")
     return errors
+
+
+def largest_error(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
+    """Return the largest difference, of the largest element of each array."""
+    return max(
+        float(np.abs(a - b).max(initial=0) / max(np.abs(b).max(initial=0), 1e-30))
+        for a, b in zip(found, wanted, strict=True)
+    )
 
 
 def single(leaf: Any) -> Any:

@@ -65,7 +65,7 @@ from minihra.layers.rotary import rotary_backward, rotary_forward
 from minihra.layers.shaw_attention import shaw_attention_backward, shaw_attention_forward
 from minihra.layers.softmax import masked_softmax_backward, masked_softmax_forward
 
-__all__ = ["PAIRS", "TWINS", "Pair", "adamw_update", "references"]
+__all__ = ["FUSED", "PAIRS", "TWINS", "Pair", "adamw_update", "hot", "references"]
 
 
 class Pair(NamedTuple):
@@ -93,6 +93,13 @@ TWINS = {
     "ctc": "ctc",
 }
 """The pairs with a twin for the CPU, and the file in minihra/kernels/cpu where it stands."""
+
+FUSED = {"subsample": "subsampling"}
+"""The same of functions of minihra.blocks, of several layers in one: twins of what a frozen model runs.
+
+Such a twin returns NotImplemented where it is none: for other variants of the block, or when its one thread would be
+slower than BLAS with several.
+"""
 
 
 class Switch:
@@ -128,13 +135,15 @@ def twins_in(file: str) -> ModuleType | None:
 def hot(reference: Callable) -> Callable:
     """Return a function that is `reference`, or its twin where there is one for the first array."""
     name, first = reference.__name__, next(iter(signature(reference).parameters))
-    file = TWINS[name.rpartition("_")[0]]
+    file = FUSED[name] if name in FUSED else TWINS[name.rpartition("_")[0]]
 
     @wraps(reference)
     def switch(*arguments: Any, **named: Any) -> Any:
         x = arguments[0] if arguments else named[first]
         if not Switch.off and x.dtype == np.float32 and is_numpys(x) and (twins := twins_in(file)) is not None:
-            return getattr(twins, name)(*arguments, **named)
+            result = getattr(twins, name)(*arguments, **named)
+            if result is not NotImplemented:
+                return result
         return reference(*arguments, **named)
 
     return switch

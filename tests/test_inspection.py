@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from minihra import memory
 from minihra.adapters.hra import HRA
 from minihra.blocks.config import ConformerConfig, Stages, Subsampling
 from minihra.blocks.initial import initial_conformer
@@ -133,16 +132,25 @@ def test_long_recordings_take_the_memory_of_their_pieces() -> None:
 
 
 def test_a_step_takes_the_memory_of_the_parts_that_threads_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_threads(number: int) -> None:
+        for module in ("memory", "parts"):
+            monkeypatch.setattr(f"minihra.{module}.threads", lambda: number)
+
     lengths, config, shape = [900, 2000, 1600, 1700], CONFIGS["conformer"], AdapterShape()
-    for threads, frames in ((1, (2000,)), (2, (2000, 1700)), (9, (2000, 1700, 1600, 900))):
-        monkeypatch.setattr(memory, "threads", lambda threads=threads: threads)
-        assert largest_parts(lengths) == tuple((1, T) for T in frames)
+    for threads, parts in (
+        (1, ((3, 1700),)),
+        (2, ((3, 1700), (1, 2000))),
+        (9, ((1, 2000), (1, 1700), (1, 1600), (1, 900))),
+    ):
+        with_threads(threads)
+        assert largest_parts(lengths) == parts
     works = []
-    for threads in (1, 2, 3):
-        monkeypatch.setattr(memory, "threads", lambda threads=threads: threads)
+    for threads in (1, 2, 4):
+        with_threads(threads)
         works.append(memory_of_step(config, 0.01, shape, 4, 10.0).working)
-    one, features = peak_of_step(config, shape, 1, 1000, config.front_end.frames(1000) // 3)[1], 4 * 4000 * config.mels
-    assert works == [features + n * one for n in (1, 2, 3)]
+    one, two = (peak_of_step(config, shape, n, 1000, config.front_end.frames(1000) // 3)[1] for n in (1, 2))
+    features = 4 * 4000 * config.mels
+    assert works == [features + two, features + 2 * two, features + 4 * one]
 
 
 def test_nothing_is_allocated() -> None:

@@ -14,7 +14,7 @@ from minihra import threads as module
 from minihra.adapters.hra import HRA
 from minihra.cli import main
 from minihra.evaluate import logits_of
-from minihra.parts import LEAST_FRAMES, MOST, parts_of
+from minihra.parts import LEAST_FRAMES, parts_of
 from minihra.recogniser import Adapter, Recogniser
 from minihra.speech.alphabet import Alphabet
 from minihra.threads import alone, one_thread_blas, set_threads, share, threads
@@ -134,16 +134,19 @@ def test_mistakes_are_told_with_their_row_of_the_batch() -> None:
 
 def test_parts() -> None:
     rng = np.random.default_rng(3)
-    for _ in range(200):
+    for n in range(200):
+        set_threads(n % 9 + 1)
         lengths = rng.integers(0, rng.integers(1, 2000), size=rng.integers(1, 40))
         parts = parts_of(lengths)
         assert sorted(np.concatenate(parts)) == list(range(len(lengths)))
-        assert 1 <= len(parts) <= MOST and all(len(part) for part in parts)
+        assert 1 <= len(parts) <= max(2, threads()) and all(len(part) for part in parts)
         ordered = lengths[np.concatenate(parts)]
         assert (np.diff(ordered) <= 0).all()  # the longest first
         frames = [lengths[part].sum() for part in parts]
         assert len(parts) == 1 or max(frames) <= lengths.sum() / len(parts) + 2 * lengths.max()
-    assert len(parts_of([LEAST_FRAMES] * 5)) == 5
+    for number, parts in ((1, 2), (2, 2), (3, 3), (5, 5), (9, 5)):
+        set_threads(number)
+        assert len(parts_of([LEAST_FRAMES] * 5)) == parts
     assert len(parts_of([LEAST_FRAMES // 10] * 5)) == 1
     assert [part.tolist() for part in parts_of([0, 0])] == [[0, 1]]
 
@@ -165,7 +168,8 @@ def adaptation() -> tuple[Adaptation, Batch]:
 def test_parts_together_are_the_batch() -> None:
     """Loss, feasibility and gradients of a step are those of the whole batch at once."""
     trainee, batch = adaptation()
-    assert len(parts_of(batch.lengths)) > 2
+    set_threads(3)
+    assert len(parts_of(batch.lengths)) == 3
     loss, gradients = trainee.gradients(batch, np.random.default_rng(0))
     whole, wanted = trainee.gradients_of(batch)
     assert loss.feasible.tolist() == whole.feasible.tolist() == [True, True, False, True, True, False]
@@ -183,25 +187,27 @@ def test_recordings_are_recognised_in_parts_as_alone() -> None:
     trainee, batch = adaptation()
     hra, recogniser = trainee.adapter.hra, trainee.recogniser._replace(features=SimpleNamespace(hop=0.01))
     features = [row[: max(1, length)] for row, length in zip(batch.features, batch.lengths, strict=True)]
-    assert len(parts_of([len(one) for one in features])) > 2
+    set_threads(3)
+    assert len(parts_of([len(one) for one in features])) == 3
     together = logits_of(recogniser, features, hra, batch.tasks)
     for logits, one, task in zip(together, features, batch.tasks, strict=True):
         (alone_logits,) = logits_of(recogniser, [one], hra, [task])
         np.testing.assert_allclose(logits, alone_logits, rtol=1e-4, atol=1e-4)
 
 
-def test_the_number_of_threads_does_not_change_a_bit() -> None:
+def test_the_same_threads_give_the_same_bits() -> None:
+    """And two what one gives; others add more parts."""
     trainee, batch = adaptation()
 
     def bits() -> list[bytes]:
         loss, gradients = trainee.gradients(batch, np.random.default_rng(0))
         return [loss.mean.tobytes(), *(leaf.tobytes() for _, leaf in leaves(gradients))]
 
-    set_threads(1)
-    alone_bits = bits()
-    for number in (2, 3):
+    found = {}
+    for number in (1, 2, 3, 1, 2, 3):
         set_threads(number)
-        assert bits() == alone_bits
+        assert found.setdefault(number, bits()) == bits()
+    assert found[1] == found[2] != found[3]
 
 
 def test_two_users_at_once() -> None:

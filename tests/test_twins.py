@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 
 from minihra.arrays import Array
+from minihra.blocks.subsampling import SubsamplingParams, subsample
 from minihra.cases import Case, filled_head, layer_cases, numbers
 from minihra.layers.conv2d import Conv2dParams
 from minihra.layers.linear import LinearParams
 from minihra.layers.norms import BatchNormParams, BatchStatistics
 from minihra.layers.relative_attention import RelativePositionParams, relative_positions
 from minihra.masks import valid_from_lengths
-from minihra.ops import PAIRS, TWINS, Pair, references, twins_in
+from minihra.ops import FUSED, PAIRS, TWINS, Pair, references, twins_in
 from minihra.tree import Tree, leaves, map_leaves
 from tests.imports_of import ROOT
 
@@ -96,6 +97,7 @@ def larger_cases() -> list[Case]:
 
 
 ALL = [*layer_cases(), *larger_cases()]
+FUSED_TWIN = twins_in(FUSED["subsample"]).subsample
 CASES = {case.name: case for case in ALL if case.name.partition(",")[0] in TWINS}
 
 
@@ -204,6 +206,62 @@ def test_signature_is_that_of_the_reference(name: str) -> None:
 
 def test_every_twin_has_a_case() -> None:
     assert {name.partition(",")[0] for name in CASES} == TWINS.keys() <= PAIRS.keys()
+    assert FUSED.keys() == {"subsample"}
+
+
+def front_end(frequencies: int, I: int, O: int, bias: bool = True) -> SubsamplingParams:
+    rows = -(-frequencies // 4) * O
+    return SubsamplingParams(
+        (
+            Conv2dParams(numbers(3, 3, 1, I, k=1), numbers(I, k=2)),
+            Conv2dParams(numbers(3, 3, I, O, k=3) / 2, numbers(O, k=4)),
+        ),
+        LinearParams(numbers(rows, 21, k=5), numbers(21, k=6) if bias else None),
+    )
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(twins_in("subsampling"), "alone", lambda: True)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize(
+    ("lengths", "sizes"),
+    [([1], (4, 1, 1)), ([2, 0, 1], (5, 3, 2)), ([103, 98, 3], (21, 5, 17)), ([210, 210], (23, 7, 33))],
+)
+def test_fused_front_end(lengths: list[int], sizes: tuple[int, int, int], dtype: type) -> None:
+    """All remainders of tiles, and padding that nobody may read."""
+    T, (F, I, O) = max(lengths), sizes
+    valid = valid_from_lengths(lengths, T)
+    features = numbers(len(lengths), T, F).astype(dtype)
+    features[~valid] = np.nan
+    for p in (cast(front_end(F, I, O), dtype), cast(front_end(F, I, O, bias=False), dtype)):
+        found, wanted = (which(features, valid, p, scale=1.5) for which in (FUSED_TWIN, reference_of(subsample)))
+        assert_same(found, wanted, dtype)
+        assert found[0].tobytes() == FUSED_TWIN(features, valid, p, scale=1.5)[0].tobytes()
+
+
+@pytest.mark.usefixtures("alone")
+def test_fused_front_end_refuses_what_the_reference_refuses() -> None:
+    features, valid, p = np.zeros((2, 9, 12), np.float32), np.ones((2, 9), bool), cast(front_end(12, 3, 4), np.float32)
+    for arguments in ((features[..., :8], valid, p), (features, valid[:1], p)):
+        for function in (FUSED_TWIN, reference_of(subsample)):
+            with pytest.raises((ValueError, IndexError)):
+                function(*arguments)
+
+
+def test_fused_front_end_leaves_others_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that it does not know, and a caller who has the threads of BLAS."""
+    features, valid, p = np.zeros((2, 9, 12), np.float32), np.ones((2, 9), bool), cast(front_end(12, 3, 4), np.float32)
+    assert FUSED_TWIN(features, valid, p._replace(convs=p.convs[:1])) is NotImplemented
+    taken = []
+    monkeypatch.setattr(twins_in("subsampling"), "_front_end", lambda *_: taken.append(True))
+    for is_alone in (False, True):
+        monkeypatch.setattr(twins_in("subsampling"), "alone", lambda is_alone=is_alone: is_alone)
+        assert subsample(features, valid, p)[0].shape == (2, 3, 21)
+        assert bool(taken) == is_alone
 
 
 @pytest.mark.parametrize("head", ["linear", "ffn"])

@@ -25,6 +25,7 @@ from minihra.blocks.stages import StageParams, StagesCache, stages_backward, sta
 from minihra.blocks.subsampling import (
     SubsamplingCache,
     SubsamplingParams,
+    subsample,
     subsampling_backward,
     subsampling_forward,
 )
@@ -84,8 +85,11 @@ class Conformer:
         if (short := form.least - inputs.shape[1]) > 0:  # too few for one frame of x: it is a padded one
             inputs = xp.concatenate([inputs, xp.zeros((len(inputs), short, F), inputs.dtype)], axis=1)
         valid = valid_from_lengths(lengths, inputs.shape[1], xp)
-        if isinstance(form, Subsampling):
-            x, valid, cache = subsampling_forward(inputs, valid, self.p.front_end, scale=form.scale, params=params)
+        cache = None
+        if isinstance(form, Subsampling) and self.frozen:
+            x, valid = subsample(inputs, valid, self.p.front_end, scale=form.scale)
+        elif isinstance(form, Subsampling):
+            x, valid, cache = subsampling_forward(inputs, valid, self.p.front_end, scale=form.scale)
         else:
             x, valid, cache = stages_forward(inputs, valid, self.p.front_end, stages=form.stages, params=params)
         positions = position_table(x.shape[1], x.shape[2], self.config.form.attention, x.dtype, xp)

@@ -20,6 +20,7 @@ from minihra.ops import (
     conv2d_forward,
     depthwise_conv2d_backward,
     depthwise_conv2d_forward,
+    hot,
     linear_backward,
     linear_forward,
     relu_backward,
@@ -101,3 +102,9 @@ def subsampling_backward(dx: Array, cache: SubsamplingCache) -> tuple[Array, Sub
         da, dconv = BACKWARD[type(conv)](da, conv)  # (1)
         dconvs.append(dconv)
     return da[..., 0], None if dout is None else SubsamplingParams(tuple(reversed(dconvs)), dout)
+
+
+@hot
+def subsample(features: Array, valid: Array, p: SubsamplingParams, *, scale: float = 1.0) -> tuple[Array, Array]:
+    """Return x (B, T', C) and its mask (B, T') alone, for a frozen front end: no backward goes below its output."""
+    return subsampling_forward(features, valid, p, scale=scale, params=False)[:2]
