@@ -157,6 +157,9 @@ def pointwise_cases() -> list[Case]:
             constants={"statistics": filled_statistics(C, 4)},
             **more,
         ),
+        pair_case(
+            "residual", "", {"x": x, "u": numbers(B, T, C, k=3)}, constants={"weights": (1.5, 0.5)}, timed=("x", "u")
+        ),
         pair_case("dropout", "", {"x": x}, constants={"keep": numbers(B, T, C, k=1) > -0.6, "rate": 0.25}, **more),
     ]
 

@@ -60,6 +60,7 @@ from minihra.layers.norms import (
     running_norm_forward,
 )
 from minihra.layers.relative_attention import relative_attention_backward, relative_attention_forward
+from minihra.layers.residual import residual_backward, residual_forward
 from minihra.layers.rnn import rnn_backward, rnn_forward
 from minihra.layers.rotary import rotary_backward, rotary_forward
 from minihra.layers.shaw_attention import shaw_attention_backward, shaw_attention_forward
@@ -82,6 +83,7 @@ TWINS = {
     "glu": "activations",
     "layer_norm": "norms",
     "running_norm": "norms",
+    "residual": "residual",
     "attention": "attention",
     "relative_attention": "attention",
     "depthwise_conv": "conv",
@@ -160,6 +162,7 @@ swish_forward, swish_backward = hot_pair(swish_forward, swish_backward)
 glu_forward, glu_backward = hot_pair(glu_forward, glu_backward)
 layer_norm_forward, layer_norm_backward = hot_pair(layer_norm_forward, layer_norm_backward)
 running_norm_forward, running_norm_backward = hot_pair(running_norm_forward, running_norm_backward)
+residual_forward = hot(residual_forward)
 attention_forward, attention_backward = hot_pair(attention_forward, attention_backward)
 relative_attention_forward, relative_attention_backward = hot_pair(
     relative_attention_forward, relative_attention_backward
@@ -192,6 +195,7 @@ PAIRS = {
     "conv1d": Pair(conv1d_forward, conv1d_backward),
     "conv2d": Pair(conv2d_forward, conv2d_backward),
     "depthwise_conv2d": Pair(depthwise_conv2d_forward, depthwise_conv2d_backward),
+    "residual": Pair(residual_forward, residual_backward),
     "dropout": Pair(dropout_forward, dropout_backward),
     "gru": Pair(gru_forward, gru_backward),
     "indrnn": Pair(indrnn_forward, indrnn_backward),

@@ -85,6 +85,14 @@ def glu(x: Array) -> Array:
     return y
 
 
+def residual(x: Array, u: Array, weights: tuple[float, float]) -> Array:
+    """y = a x + w u. He et al. 2016, arXiv 1512.03385, section 3.1, with weights."""
+    y = np.zeros(x.shape)
+    for i in np.ndindex(x.shape):
+        y[i] = weights[0] * x[i] + weights[1] * u[i]
+    return y
+
+
 def dropout(x: Array, keep: Array, rate: float) -> Array:
     """y = x keep / (1 - rate), keep bool of the shape of x. Srivastava et al. 2014, in the inverted form."""
     y = np.zeros(x.shape)

@@ -293,6 +293,11 @@ def time_and_frequency_are_swapped(right: Backward) -> Backward:
     return wrong
 
 
+@fault("residual")
+def weights_are_swapped(right: Backward) -> Backward:
+    return lambda dy, cache: right(dy, cache)[::-1]
+
+
 @fault("dropout")
 def kept_elements_are_not_scaled(right: Backward) -> Backward:
     return lambda dy, cache: dy * cache.keep

@@ -271,7 +271,7 @@ def test_nothing_is_kept_below_the_first_layers_output() -> None:
     _, cache = forward(frozen_backbone(), given.features, given.lengths, trained_hra().edit(TASKS))
     first, *others = cache.layers
     assert cache.embed is None
-    assert first.norm is None and all(step == (None, None, None) for step in first.steps)
+    assert first.norm is None and all(step[:3] == (None, None, None) for step in first.steps)
     assert all(layer.norm is not None and all(step.branch is not None for step in layer.steps) for layer in others)
 
 
@@ -279,7 +279,7 @@ def test_a_frozen_backbone_without_adapter_keeps_no_layer() -> None:
     given = batch()
     _, cache = forward(frozen_backbone(), given.features, given.lengths)
     assert all(layer.norm is None and layer.edit is None for layer in cache.layers)
-    assert all(step == (None, None, None) for layer in cache.layers for step in layer.steps)
+    assert all(step[:3] == (None, None, None) for layer in cache.layers for step in layer.steps)
 
 
 def test_heads_are_met_without_a_copy() -> None:

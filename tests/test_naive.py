@@ -117,6 +117,7 @@ NAIVE: dict[str, Callable[..., Any]] = {
     ),
     "conv2d": lambda x, p, valid: naive.conv2d(x, lengths_of(valid), p.W, p.b),
     "depthwise_conv2d": lambda x, p, valid: naive.depthwise_conv2d(x, lengths_of(valid), p.W, p.b),
+    "residual": naive.residual,
     "dropout": naive.dropout,
     "gru": lambda x, h, p: naive.gru(x, h, p.W, p.U, p.b, p.c),
     "indrnn": lambda x, h, p: naive.indrnn(x, h, p.W, p.u, p.b),

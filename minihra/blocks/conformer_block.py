@@ -38,7 +38,15 @@ from minihra.blocks.self_attention import (
 )
 from minihra.layers.dropout import DropoutCache
 from minihra.layers.norms import EPS, BatchStatistics, LayerNormCache, LayerNormParams
-from minihra.ops import dropout_backward, dropout_forward, layer_norm_backward, layer_norm_forward
+from minihra.layers.residual import ResidualCache
+from minihra.ops import (
+    dropout_backward,
+    dropout_forward,
+    layer_norm_backward,
+    layer_norm_forward,
+    residual_backward,
+    residual_forward,
+)
 from minihra.tree import Tree, add
 
 STEPS = ("ffn1", "attention", "conv", "ffn2")
@@ -85,6 +93,7 @@ class StepCache(NamedTuple):
     branch: FeedForwardCache | SelfAttentionCache | ConvolutionCache | None
     dropout: DropoutCache | None
     edit: EditCache | None
+    residual: ResidualCache
 
 
 class ConformerBlockCache(NamedTuple):
@@ -94,7 +103,6 @@ class ConformerBlockCache(NamedTuple):
     norm: LayerNormCache | None
     edit: EditCache | None
     statistics: BatchStatistics | None
-    weights: Weights
 
 
 def branch_forward(
@@ -178,14 +186,14 @@ def conformer_block_forward(
     backward follows at all.
     """
     steps, wanted = [], keep and (below or params)
-    for s, (site, (a, w)) in enumerate(zip(STEPS, form.weights, strict=True)):
+    for s, (site, weights) in enumerate(zip(STEPS, form.weights, strict=True)):
         u, statistics, branch = branch_forward(site, x, context, statistics, p, form, params)  # (1)
         dropout = None
         if context.training is not None and context.training.keep is not None:
             u, dropout = dropout_forward(u, context.training.keep[l, s], rate=context.training.rate)  # (2)
         u, carry, edited = edit_forward(edit, site, l, x, u, carry)  # (3)
-        x = a * x + w * u  # (4)
-        steps.append(StepCache(branch if wanted else None, dropout, edited if keep else None))
+        x, residual = residual_forward(x, u, weights=weights)  # (4)
+        steps.append(StepCache(branch if wanted else None, dropout, edited if keep else None, residual))
         branch = None  # where nobody wants it, it must not live on beside the next one
         wanted = wanted or (keep and edited is not None)
     x, norm = layer_norm_forward(x, p.norm, eps=form.eps, params=params)  # (5)
@@ -193,7 +201,7 @@ def conformer_block_forward(
     if u is not None:
         x = x + u  # (7)
     norm, edited = norm if wanted else None, edited if keep else None
-    return x, carry, ConformerBlockCache(tuple(steps), norm, edited, statistics, form.weights)
+    return x, carry, ConformerBlockCache(tuple(steps), norm, edited, statistics)
 
 
 def conformer_block_backward(
@@ -205,8 +213,9 @@ def conformer_block_backward(
         return None, dcarry, None, dedit
     dx, dnorm = layer_norm_backward(dx, cache.norm)  # (5)
     dbranches = {}
-    for step, site, (a, w) in zip(reversed(cache.steps), reversed(STEPS), reversed(cache.weights), strict=True):
-        dx, du, dcarry, dedit = edit_backward(site, l, a * dx, w * dx, dcarry, dedit, step.edit)  # (4) (3)
+    for step, site in zip(reversed(cache.steps), reversed(STEPS), strict=True):
+        dx, du = residual_backward(dx, step.residual)  # (4)
+        dx, du, dcarry, dedit = edit_backward(site, l, dx, du, dcarry, dedit, step.edit)  # (3)
         if step.branch is None:
             return None, dcarry, None, dedit
         if step.dropout is not None:
