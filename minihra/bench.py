@@ -35,7 +35,7 @@ from minihra.blocks.initial import initial_conformer
 from minihra.blocks.subsampling import subsample
 from minihra.cases import layer_cases
 from minihra.checkpoint import write_json
-from minihra.ops import FUSED, PAIRS, TWINS, references, twins_in
+from minihra.ops import PAIRS, TWINS, UNPAIRED, adamw_update, references, twins_in
 from minihra.threads import share, threads
 from minihra.tree import leaves, map_leaves
 
@@ -73,7 +73,7 @@ def serve(side: str, row: str, inputs: str) -> None:
         arrays = {name: a if a.dtype.kind == "f" or name == "lengths" else a.tolist() for name, a in file.items()}
     runs = (runs_of if side == "ours" else load_rival(side))(Row(**json.loads(row)), arrays)
     if side == "ours":
-        for file in (TWINS | FUSED).values():  # so that Numba's own memory does not count as a step's
+        for file in (TWINS | UNPAIRED).values():  # so that Numba's own memory does not count as a step's
             twins_in(file)
     before = memory(reset=True)
     print(json.dumps(list(runs)), flush=True)
@@ -202,7 +202,7 @@ def check_twins() -> dict[str, float]:
             wanted = results_of(pair, arguments)
         found = results_of(pair, arguments)
         errors[case.name] = largest_error(found, wanted)
-    if twins_in(FUSED["subsample"]) is not None:
+    if twins_in(UNPAIRED["subsample"]) is not None:
         front_end = initial_conformer(ConformerConfig(labels=2, width=16, layers=1, mels=21), seed=0).p.front_end
         x = np.random.default_rng(0).standard_normal((2, 30, 21), np.float32)
         run = partial(subsample, x, np.arange(30) < [[30], [17]], front_end)
@@ -210,6 +210,12 @@ def check_twins() -> dict[str, float]:
             wanted, _ = run()
         (found, _), _ = share([run, run])  # on threads of their own, where the fused twins are taken
         errors["subsample"] = largest_error([found], [wanted])
+    if twins_in(UNPAIRED["adamw_update"]) is not None:
+        p, g, m, v = np.random.default_rng(0).random((4, 30, 21), np.float32)
+        run = partial(adamw_update, p, g, m, v, np.array(3.0), np.array(1e-3))
+        with references():
+            wanted = run()
+        errors["adamw_update"] = largest_error(run(), wanted)
     for name, error in errors.items():
         if not error <= ALLOWED:
             raise ValueError(f"{name}: the twin is off by {error:.1e}, allowed are {ALLOWED:g}")

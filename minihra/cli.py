@@ -117,6 +117,7 @@ def parser() -> argparse.ArgumentParser:
     adapt.add_argument("--adapter", type=Path, metavar="DIR", help="add to this adapter")
     adapt.add_argument("--like", metavar="TASK", help="new heads start as that of this task of --adapter, not at zero")
     adapt.add_argument("--freeze-controller", action="store_true", help="train new heads alone; the old ones stay")
+    add_recompute(adapt)
 
     evaluate = add("eval", "count the errors of a backbone, or of a backbone with an adapter")
     evaluate.add_argument("--backbone", required=True, metavar="B", help=BACKBONE)
@@ -140,13 +141,14 @@ def parser() -> argparse.ArgumentParser:
         "tell what a backbone is, what of it can be used, and how much memory it takes",
         "Of an open checkpoint only the headers of the tensors are read, so that the largest takes a second. What is "
         "missing from a folder is told, and does not stop it. The memory is that of recognising recordings and of a "
-        "step of adaptation, beside the program's own 150 MB; `minihra adapt` takes about 50 s of sound in a step, as "
-        "--batch 5 of 10 s.",
+        "step of adaptation, beside the program's own 150 MB; `minihra adapt` takes about 12 s of sound in a step on "
+        "an open model, and 50 s, as --batch 5 of 10 s, on one of minihra's own.",
     )
     inspect.add_argument("backbone", metavar="BACKBONE", help=BACKBONE)
     inspect.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each recording (default 10)")
     inspect.add_argument("--batch", type=int, default=1, metavar="B", help="recordings together (default 1)")
     add_adapter(inspect)
+    add_recompute(inspect)
     inspect.add_argument("--json", action="store_true", help="print one JSON object; memory in bytes")
 
     params = add("params", "count the parameters of adapters of any size", "Nothing is allocated.")
@@ -220,6 +222,13 @@ def add_training(one: argparse.ArgumentParser, epochs: str) -> None:
     length.add_argument("--epochs", type=int, metavar="N", help=f"times through the data (default {epochs})")
     length.add_argument("--steps", type=int, metavar="N", help="batches, in place of epochs")
     one.add_argument("--seed", type=int, metavar="N", help="of everything random (default 1)")
+
+
+def add_recompute(one: argparse.ArgumentParser) -> None:
+    """Add the switch between time and memory."""
+    one.add_argument(
+        "--recompute", action="store_true", help="a step of adaptation computes layers twice, for much less memory"
+    )
 
 
 def add_adapter(one: argparse.ArgumentParser) -> None:

@@ -53,11 +53,16 @@ class Inspection(NamedTuple):
 
 
 def inspect_backbone(
-    name: str, seconds: float = 10.0, batch: int = 1, adapter: AdapterShape | None = None
+    name: str,
+    seconds: float = 10.0,
+    batch: int = 1,
+    adapter: AdapterShape | None = None,
+    recompute: bool = False,
 ) -> Inspection:
     """Return what there is to know of the backbone that `name` stands for.
 
-    The memory is that of `batch` recordings of so many seconds, and of adapting an HRA of the shape `adapter`.
+    The memory is that of `batch` recordings of so many seconds, and of adapting an HRA of the shape `adapter`, with
+    `recompute` as `minihra adapt --recompute` does.
 
     Raises:
         ValueError: there is no such backbone, or it is of an unknown kind; or no such recordings or adapter.
@@ -88,7 +93,7 @@ def inspect_backbone(
         if source.config.front_end.frames(round(seconds / features.hop)) < 1:
             raise ValueError(f"--seconds {seconds:g} is less than one frame of this model")
         inference = memory_of_inference(source.config, features.hop, batch, seconds)
-        step = memory_of_step(source.config, features.hop, adapter, batch, seconds)
+        step = memory_of_step(source.config, features.hop, adapter, batch, seconds, recompute)
     return Inspection(source, tensors, features, tokenizer, faults, inference, step)
 
 
@@ -231,7 +236,7 @@ def as_json(found: Inspection) -> dict[str, Any]:
 def run_inspect(arguments: argparse.Namespace) -> None:
     """Print what a backbone is."""
     adapter = AdapterShape(arguments.state_size, arguments.controller, arguments.head, arguments.bottleneck)
-    found = inspect_backbone(arguments.backbone, arguments.seconds, arguments.batch, adapter)
+    found = inspect_backbone(arguments.backbone, arguments.seconds, arguments.batch, adapter, arguments.recompute)
     if arguments.json:
         print(json.dumps(as_json(found), ensure_ascii=False))
         return

@@ -149,24 +149,34 @@ def rehearsed_edit(xp: Weightless, config: ConformerConfig, shape: AdapterShape,
 
 
 def rehearse_step(
-    xp: Weightless, config: ConformerConfig, shape: AdapterShape, batch: int, frames: int, labels: int
+    xp: Weightless,
+    config: ConformerConfig,
+    shape: AdapterShape,
+    batch: int,
+    frames: int,
+    labels: int,
+    recompute: bool = False,
 ) -> int:
     """Run forward, loss and backward of one step of adaptation; return what the forward keeps.
 
     Every utterance has `frames` feature frames and `labels` labels.
     """
     edit = rehearsed_edit(xp, config, shape, batch)
-    logits, cache = forward(rehearsal(config, xp), xp.empty((batch, frames, config.mels)), None, edit)
+    features = xp.empty((batch, frames, config.mels))
+    logits, cache = forward(rehearsal(config, xp), features, None, edit, recompute=recompute)
+    del features
     kept = xp.held
     _, dlogits = ctc_loss(logits, cache.context.valid, same_labels(batch, labels))
     backward(dlogits, cache)
     return kept
 
 
-def peak_of_step(config: ConformerConfig, shape: AdapterShape, batch: int, frames: int, labels: int) -> tuple[int, int]:
+def peak_of_step(
+    config: ConformerConfig, shape: AdapterShape, batch: int, frames: int, labels: int, recompute: bool = False
+) -> tuple[int, int]:
     """Return what the forward keeps, and the most bytes that live, in one step of adaptation, inputs included."""
     xp = Weightless()
-    kept = rehearse_step(xp, config, shape, batch, frames, labels)
+    kept = rehearse_step(xp, config, shape, batch, frames, labels, recompute)
     return kept, xp.peak
 
 
@@ -175,11 +185,13 @@ def same_labels(batch: int, labels: int) -> Labels:
     return Labels(np.ones((batch, labels), np.int64), np.full(batch, labels))
 
 
-def memory_of_step(config: ConformerConfig, hop: float, shape: AdapterShape, batch: int, seconds: float) -> Memory:
+def memory_of_step(
+    config: ConformerConfig, hop: float, shape: AdapterShape, batch: int, seconds: float, recompute: bool = False
+) -> Memory:
     """Return what one step of adaptation takes, for an HRA with a head for one task."""
     frames = round(seconds / hop)
     labels = config.front_end.frames(frames) // FRAMES_PER_LABEL
-    parts = [peak_of_step(config, shape, *part, labels) for part in largest_parts([frames] * batch)]
+    parts = [peak_of_step(config, shape, *part, labels, recompute) for part in largest_parts([frames] * batch)]
     bottleneck = shape.state_size if shape.bottleneck is None else shape.bottleneck
     head = HEADS[shape.head](config.width, shape.state_size, bottleneck)
     adapter = count(CELLS[shape.controller].shapes(config.width, shape.state_size)) + count(head)

@@ -66,7 +66,7 @@ from minihra.layers.rotary import rotary_backward, rotary_forward
 from minihra.layers.shaw_attention import shaw_attention_backward, shaw_attention_forward
 from minihra.layers.softmax import masked_softmax_backward, masked_softmax_forward
 
-__all__ = ["FUSED", "PAIRS", "TWINS", "Pair", "adamw_update", "hot", "references"]
+__all__ = ["PAIRS", "TWINS", "UNPAIRED", "Pair", "adamw_update", "hot", "references"]
 
 
 class Pair(NamedTuple):
@@ -96,10 +96,10 @@ TWINS = {
 }
 """The pairs with a twin for the CPU, and the file in minihra/kernels/cpu where it stands."""
 
-FUSED = {"subsample": "subsampling"}
-"""The same of functions of minihra.blocks, of several layers in one: twins of what a frozen model runs.
+UNPAIRED = {"adamw_update": "adamw", "subsample": "subsampling"}
+"""The same of functions that are no pair: of the optimiser, and of blocks, several layers of a frozen model in one.
 
-Such a twin returns NotImplemented where it is none: for other variants of the block, or when its one thread would be
+Such a twin returns NotImplemented where it is none: for other variants of a block, or when its one thread would be
 slower than BLAS with several.
 """
 
@@ -137,7 +137,7 @@ def twins_in(file: str) -> ModuleType | None:
 def hot(reference: Callable) -> Callable:
     """Return a function that is `reference`, or its twin where there is one for the first array."""
     name, first = reference.__name__, next(iter(signature(reference).parameters))
-    file = FUSED[name] if name in FUSED else TWINS[name.rpartition("_")[0]]
+    file = UNPAIRED.get(name) or TWINS[name.rpartition("_")[0]]
 
     @wraps(reference)
     def switch(*arguments: Any, **named: Any) -> Any:
@@ -174,6 +174,7 @@ gru_forward, gru_backward = hot_pair(gru_forward, gru_backward)
 indrnn_forward, indrnn_backward = hot_pair(indrnn_forward, indrnn_backward)
 grouped_heads_forward, grouped_heads_backward = hot_pair(grouped_heads_forward, grouped_heads_backward)
 ctc_forward, ctc_backward = hot_pair(ctc_forward, ctc_backward)
+adamw_update = hot(adamw_update)
 
 PAIRS = {
     "linear": Pair(linear_forward, linear_backward),

@@ -40,6 +40,8 @@ OPEN_ADAPTATION = {
     **ADAPTATION,
     "epochs": 16,
     "least_steps": 100,
+    "batch": 8,
+    "seconds": 12.5,
     "decay": 0.3,
     "together": 0.75,
     "speeds": (0.9, 1.0, 1.1),

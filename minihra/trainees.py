@@ -136,6 +136,7 @@ class Adaptation:
     adapter: Adapter
     train_controller: bool = True
     new_tasks: tuple[str, ...] = ()
+    recompute: bool = False  # see model.forward
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -166,7 +167,7 @@ class Adaptation:
         """Return loss and gradients of a part of a batch."""
         model, hra = self.recogniser.model, self.adapter.hra
         edit = hra.edit(batch.tasks, train_controller=self.train_controller)
-        logits, cache = forward(model, batch.features, batch.lengths, edit)
+        logits, cache = forward(model, batch.features, batch.lengths, edit, recompute=self.recompute)
         loss, dlogits = labelled_loss(self.recogniser, logits, cache.context.valid, batch)
         return loss, backward(dlogits, cache).adapter
 

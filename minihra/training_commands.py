@@ -98,7 +98,7 @@ def run_adapt(arguments: argparse.Namespace) -> None:
     new = add_new_tasks(arguments, adapter, tasks)
     if len(new) < 2:  # one head, or none, has no other to learn with
         training = replace(training, together=0.0)
-    trainee = Adaptation(recogniser, adapter, not arguments.freeze_controller, new)
+    trainee = Adaptation(recogniser, adapter, not arguments.freeze_controller, new, arguments.recompute)
     done = train(trainee, utterances, training, arguments.out, resume=arguments.resume, title="adapting")
     size = trainee.adapter.hra.count_parameters(count(recogniser.model.p))
     print(

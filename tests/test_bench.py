@@ -12,7 +12,7 @@ from minihra.bench import check_twins, measure, number
 from minihra.bench_floor import floor_of, products_of
 from minihra.bench_rows import PATTERNS, Row, all_rows, inputs_of, runs_of, tasks_by
 from minihra.cli import main
-from minihra.ops import FUSED, TWINS
+from minihra.ops import TWINS, UNPAIRED
 
 TINY = Row("adaptation", width=8, layers=2, batch=3, frames=64, tasks=2)
 KINDS = ("adaptation", "inference", "training", "heads forward", "heads backward", "ctc", "log-mel")
@@ -104,7 +104,7 @@ def test_products_are_those_of_the_model() -> None:
 def test_twins_are_checked_first(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("numba", reason="the twins for the CPU need numba")
     errors = check_twins()
-    assert {name.partition(",")[0] for name in errors} == TWINS.keys() | FUSED.keys()
+    assert {name.partition(",")[0] for name in errors} == TWINS.keys() | UNPAIRED.keys()
     assert max(errors.values()) < 1e-5
     file = bench.twins_in("activations")
     right = file.swish_forward

@@ -14,7 +14,7 @@ from minihra.layers.conv2d import Conv2dCache
 from minihra.layers.linear import LinearCache
 from minihra.layers.norms import LayerNormCache, RunningNormCache
 from minihra.layers.relative_attention import RelativeAttentionCache
-from minihra.model import backward, ctc_loss, forward, pack_labels
+from minihra.model import LayerInput, backward, ctc_loss, forward, pack_labels
 from minihra.model_cases import BOTTLENECK, CONFIG, STATE, TASKS, tiny_conformer
 from minihra.ops import ctc_forward
 from minihra.optim import AdamW, clip_by_global_norm
@@ -273,6 +273,17 @@ def test_nothing_is_kept_below_the_first_layers_output() -> None:
     assert cache.embed is None
     assert first.norm is None and all(step[:3] == (None, None, None) for step in first.steps)
     assert all(layer.norm is not None and all(step.branch is not None for step in layer.steps) for layer in others)
+
+
+@pytest.mark.parametrize("tasks", [TASKS, ["base"] * len(TASKS)], ids=["tasks", "base"])
+def test_layers_that_are_computed_again_give_the_same_bits(tasks: list[str]) -> None:
+    given, hra, found = batch(), trained_hra(), []
+    for recompute in (False, True):
+        edit = hra.edit(tasks)
+        logits, cache = forward(frozen_backbone(), given.features, given.lengths, edit, recompute=recompute)
+        found.append([a.tobytes() for _, a in leaves((logits, backward(np.ones_like(logits), cache)))])
+        assert all(isinstance(layer, LayerInput) == recompute for layer in cache.layers)
+    assert found[0] == found[1]
 
 
 def test_a_frozen_backbone_without_adapter_keeps_no_layer() -> None:

@@ -4,6 +4,7 @@ import json
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -102,9 +103,11 @@ def test_the_memory_is_that_of_the_model(name: str, size: tuple[int, int]) -> No
     def inference() -> None:
         infer(model, np.zeros((B, T, config.mels), np.float32), np.full(B, T))
 
-    def step() -> None:
+    def step(recompute: bool = False) -> None:
         edit = hra.edit(["task"] * B)
-        logits, cache = forward(model, np.ones((B, T, config.mels), np.float32), np.full(B, T), edit)
+        features = np.ones((B, T, config.mels), np.float32)
+        logits, cache = forward(model, features, np.full(B, T), edit, recompute=recompute)
+        del features
         with np.errstate(all="ignore"):
             backward(ctc_loss(logits, cache.context.valid, same_labels(B, labels))[1], cache)
 
@@ -112,6 +115,9 @@ def test_the_memory_is_that_of_the_model(name: str, size: tuple[int, int]) -> No
     kept, highest = peak_of_step(config, adapter, B, T, labels)
     assert highest == pytest.approx(peak(step), rel=0.15)
     assert 0 < kept <= highest
+    less_kept, less = peak_of_step(config, adapter, B, T, labels, recompute=True)
+    assert less == pytest.approx(peak(partial(step, recompute=True)), rel=0.15)
+    assert 0 < less_kept < kept and less <= highest
 
 
 def test_an_adapter_keeps_nothing_at_inference() -> None:

@@ -55,6 +55,14 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
     return spy
 
 
+def test_layers_are_computed_again_where_it_is_asked_for(
+    manifest: Path, bench: Bench, tmp_path: Path, spy: Spy
+) -> None:
+    for more, recompute in (((), False), (("--recompute",), True)):
+        assert main(adapt(manifest, tmp_path / "out", *more)) == 0
+        assert spy.trainee.recompute is recompute
+
+
 def test_an_open_model_has_a_recipe_of_its_own(
     manifest: Path, bench: Bench, tmp_path: Path, spy: Spy, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,7 +24,7 @@ from minihra.layers.linear import LinearParams
 from minihra.layers.norms import BatchNormParams, BatchStatistics
 from minihra.layers.relative_attention import RelativePositionParams, relative_positions
 from minihra.masks import valid_from_lengths
-from minihra.ops import FUSED, PAIRS, TWINS, Pair, references, twins_in
+from minihra.ops import PAIRS, TWINS, UNPAIRED, Pair, adamw_update, references, twins_in
 from minihra.tree import Tree, leaves, map_leaves
 from tests.imports_of import ROOT
 
@@ -97,7 +97,7 @@ def larger_cases() -> list[Case]:
 
 
 ALL = [*layer_cases(), *larger_cases()]
-FUSED_TWIN = twins_in(FUSED["subsample"]).subsample
+SUBSAMPLE = twins_in(UNPAIRED["subsample"]).subsample
 CASES = {case.name: case for case in ALL if case.name.partition(",")[0] in TWINS}
 
 
@@ -206,7 +206,7 @@ def test_signature_is_that_of_the_reference(name: str) -> None:
 
 def test_every_twin_has_a_case() -> None:
     assert {name.partition(",")[0] for name in CASES} == TWINS.keys() <= PAIRS.keys()
-    assert FUSED.keys() == {"subsample"}
+    assert UNPAIRED.keys() == {"adamw_update", "subsample"}
 
 
 def front_end(frequencies: int, I: int, O: int, bias: bool = True) -> SubsamplingParams:
@@ -218,6 +218,20 @@ def front_end(frequencies: int, I: int, O: int, bias: bool = True) -> Subsamplin
         ),
         LinearParams(numbers(rows, 21, k=5), numbers(21, k=6) if bias else None),
     )
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_optimiser(order: str, dtype: type) -> None:
+    """Also of a leaf that lies as PyTorch stores it, whose gradient does not."""
+    p, g, m, v = (numbers(7, 33, k=k).astype(dtype) for k in range(4))
+    arrays, settings = (np.asarray(p, order=order), g, m, v * v), {"beta1": 0.8, "eps": 1e-4, "decay": 0.1}
+    step, lr = np.array(3.0), np.array(0.01)
+    twin, reference = twins_in(UNPAIRED["adamw_update"]).adamw_update, reference_of(adamw_update)
+    assert_same(twin(*arrays, step, lr, **settings), reference(*arrays, step, lr, **settings), dtype)
+    assert np.array_equal(p, arrays[0])
+    with pytest.raises(ValueError, match="shape"):
+        twin(p, g[:6], m, v * v, step, lr)
 
 
 @pytest.fixture
@@ -238,16 +252,16 @@ def test_fused_front_end(lengths: list[int], sizes: tuple[int, int, int], dtype:
     features = numbers(len(lengths), T, F).astype(dtype)
     features[~valid] = np.nan
     for p in (cast(front_end(F, I, O), dtype), cast(front_end(F, I, O, bias=False), dtype)):
-        found, wanted = (which(features, valid, p, scale=1.5) for which in (FUSED_TWIN, reference_of(subsample)))
+        found, wanted = (which(features, valid, p, scale=1.5) for which in (SUBSAMPLE, reference_of(subsample)))
         assert_same(found, wanted, dtype)
-        assert found[0].tobytes() == FUSED_TWIN(features, valid, p, scale=1.5)[0].tobytes()
+        assert found[0].tobytes() == SUBSAMPLE(features, valid, p, scale=1.5)[0].tobytes()
 
 
 @pytest.mark.usefixtures("alone")
 def test_fused_front_end_refuses_what_the_reference_refuses() -> None:
     features, valid, p = np.zeros((2, 9, 12), np.float32), np.ones((2, 9), bool), cast(front_end(12, 3, 4), np.float32)
     for arguments in ((features[..., :8], valid, p), (features, valid[:1], p)):
-        for function in (FUSED_TWIN, reference_of(subsample)):
+        for function in (SUBSAMPLE, reference_of(subsample)):
             with pytest.raises((ValueError, IndexError)):
                 function(*arguments)
 
@@ -255,7 +269,7 @@ def test_fused_front_end_refuses_what_the_reference_refuses() -> None:
 def test_fused_front_end_leaves_others_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that it does not know, and a caller who has the threads of BLAS."""
     features, valid, p = np.zeros((2, 9, 12), np.float32), np.ones((2, 9), bool), cast(front_end(12, 3, 4), np.float32)
-    assert FUSED_TWIN(features, valid, p._replace(convs=p.convs[:1])) is NotImplemented
+    assert SUBSAMPLE(features, valid, p._replace(convs=p.convs[:1])) is NotImplemented
     taken = []
     monkeypatch.setattr(twins_in("subsampling"), "_front_end", lambda *_: taken.append(True))
     for is_alone in (False, True):
