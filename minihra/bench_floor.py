@@ -5,7 +5,6 @@ in NumPy, with the threads of BLAS.
 """
 
 import time
-from collections import Counter
 from functools import cache
 from statistics import median
 from typing import NamedTuple
@@ -28,7 +27,7 @@ class Floor(NamedTuple):
 
 def floor_of(row: Row) -> Floor | None:
     """Return the floor of a step of adaptation or an inference; None for other rows."""
-    products = products_of(row)
+    products = rehearsed(row).products
     if not products:
         return None
     return Floor(
@@ -37,15 +36,15 @@ def floor_of(row: Row) -> Floor | None:
     )
 
 
-def products_of(row: Row) -> Counter[Product]:
-    """Return how many products of each shape a row has; the heads of all its tasks count as one."""
+def rehearsed(row: Row) -> Weightless:
+    """Return what a dry run of a row counts, of adaptation and inference alone; the heads of all tasks count as one."""
     xp, shape = Weightless(), AdapterShape(STATE, row.cell, row.head)
     match row.kind:
         case "adaptation":
             rehearse_step(xp, config_of(row), shape, row.batch, row.frames, row.frames // 16)
         case "inference":
             rehearse_infer(xp, config_of(row), row.batch, row.frames, shape)
-    return xp.products
+    return xp
 
 
 @cache

@@ -4,6 +4,7 @@
     x = xp.empty((8, 1000, 80))                    holds nothing, and adds 8 * 1000 * 80 * 4 to xp.held
     y = anything_of_ours(x)                        and so does every array that is made on the way
     xp.peak                                        the most bytes that lived at one time
+    xp.made                                        the bytes of all arrays that were made
     xp.products                                    how many products of each shape were made
 
 `Weightless` is the array module of its arrays (arrays.py), as numpy is of NumPy's: it offers what the layers call, and
@@ -38,6 +39,7 @@ class Block:
     def __init__(self, module: "Weightless", size: int) -> None:
         self.module, self.size = module, size
         module.held += size
+        module.made += size
         module.peak = max(module.peak, module.held)
 
     def __del__(self) -> None:
@@ -162,7 +164,7 @@ class Weightless:
     arange, clip, finfo = staticmethod(np.arange), staticmethod(np.clip), staticmethod(np.finfo)
 
     def __init__(self) -> None:
-        self.held = self.peak = 0
+        self.held = self.peak = self.made = 0
         self.products: Counter[Product] = Counter()
         self.lib = SimpleNamespace(stride_tricks=SimpleNamespace(as_strided=WeightlessArray.strided_view))
         self.special = SimpleNamespace(erf=self.elementwise)

@@ -9,7 +9,7 @@ import pytest
 
 from minihra import bench
 from minihra.bench import check_twins, measure, number
-from minihra.bench_floor import floor_of, products_of
+from minihra.bench_floor import floor_of, rehearsed
 from minihra.bench_rows import PATTERNS, Row, all_rows, inputs_of, runs_of, tasks_by
 from minihra.cli import main
 from minihra.ops import TWINS, UNPAIRED
@@ -92,7 +92,7 @@ def test_a_rival_that_computes_something_else_is_found_out(tmp_path: Path) -> No
 def test_products_are_those_of_the_model() -> None:
     """Of one layer's feed-forward modules, forward and backward, and of the controller."""
     row = Row("adaptation", width=12, layers=2, batch=3, frames=64, tasks=2)
-    products, N = products_of(row), 3 * 16  # frames behind the front end
+    products, N = rehearsed(row).products, 3 * 16  # frames behind the front end
     assert products[1, N, 12, 48] == 2 * 2 + 2  # up in two layers; down turned, in the one layer that has a backward
     assert products[1, N, 12, 3 * 64] == 2  # the GRU's gates
     floor = floor_of(row)
