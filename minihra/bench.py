@@ -112,6 +112,7 @@ class Side:
         self.side, self.row = side, row
         self.process = subprocess.Popen(command, env=environment, stdin=-1, stdout=-1, text=True)
         self.seconds: dict[str, list[float]] = {}
+        self.first: dict[str, float] = {}  # seconds, loading and compiling included
         self.value: dict[str, float] = {}
         self.memory: dict[str, int] = {}
 
@@ -149,6 +150,7 @@ class Side:
             self.process.stdin.write(f"{name}\n")
             self.process.stdin.flush()
             answer = self.answer()
+            self.first.setdefault(name, answer["seconds"])
             self.value.setdefault(name, answer["value"])
             self.memory[name] = max(self.memory.get(name, 0), answer["memory"])
             if keep:
@@ -170,6 +172,7 @@ def measure(row: Row, rival: str | None, turns: int) -> dict[str, Any]:
             for side in (ours, *others):
                 side.turn(keep=turn >= 0)
     result: dict[str, Any] = {"row": row.name, "ours": median(ours.seconds["ours"]), "memory": ours.memory["ours"]}
+    result["first"] = ours.first["ours"]
     if "dense" in ours.seconds:
         result["to dense"] = result["ours"] / median(ours.seconds["dense"])
     floor: Floor | None = floor_of(row)
@@ -250,6 +253,7 @@ COLUMNS: Sequence[tuple[str, str, Callable[[float], str]]] = (
     ("to dense", "of dense", lambda v: f"{v:.2f}"),
     ("gflops", "GFLOP/s", lambda v: f"{v:.0f}"),
     ("products", "products", lambda v: f"{v:.2f}"),
+    ("first", "first s", lambda v: f"{v:.2f}"),
     ("memory", "MB", lambda v: f"{v / 1e6:.0f}"),
     ("rival memory", "its MB", lambda v: f"{v / 1e6:.0f}"),
 )

@@ -51,6 +51,12 @@ class Row:
     head: str = "linear"
     tasks: int = 8
     pattern: str = "uniform"
+    absent: int = 0  # more tasks, which have a head and no row in the batch
+
+    @property
+    def heads(self) -> int:
+        """How many heads the adapter has."""
+        return self.tasks + self.absent
 
     @property
     def name(self) -> str:
@@ -58,7 +64,8 @@ class Row:
         size = f"C={self.width} x {self.layers}"
         match self.kind:
             case "adaptation" | "inference":
-                return f"{self.kind}, {size}, {self.cell}, {self.head}, {self.tasks} tasks"
+                more = f" of {self.heads}" if self.absent else ""
+                return f"{self.kind}, {size}, {self.cell}, {self.head}, {self.tasks}{more} tasks"
             case "training":
                 return f"training, {size}"
             case "heads forward" | "heads backward":
@@ -74,6 +81,7 @@ def all_rows() -> Iterator[Row]:
                 for tasks in (8, 64):
                     yield Row("adaptation", C, L, B, T, cell, head, tasks)
         yield Row("inference", C, L, B, T)
+    yield Row("adaptation", 96, 4, *SIZES[96, 4], absent=1016)
     yield Row("training", 144, 16, *SIZES[144, 16])
     for head in HEADS:
         for kind in ("heads forward", "heads backward"):
@@ -138,7 +146,7 @@ def inputs_of(row: Row) -> dict[str, Any]:
 def hra_of(row: Row, rng: np.random.Generator) -> dict[str, Array]:
     """Return the parameters of the adapter by name; heads are not zero, as if they had been trained."""
     hra = HRA(row.width, STATE, cell=row.cell, head=row.head, seed=1)
-    for n in range(row.tasks):
+    for n in range(row.heads):
         hra.add_task(f"task{n}")
     p = map_leaves(lambda leaf: leaf + rng.normal(0, 0.02, leaf.shape).astype(leaf.dtype), hra.p)
     return {f"adapter.{name}": leaf for name, leaf in leaves(p)}
@@ -157,7 +165,7 @@ def with_prefix(inputs: dict[str, Any], prefix: str) -> dict[str, Array]:
 def adapter_of(row: Row, inputs: dict[str, Any]) -> HRA:
     """Return the HRA of the inputs."""
     hra = HRA(row.width, STATE, cell=row.cell, head=row.head)
-    for n in range(row.tasks):
+    for n in range(row.heads):
         hra.add_task(f"task{n}")
     hra.p = map_leaves(np.array, from_leaves(hra.p, with_prefix(inputs, "adapter.")))
     return hra

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,17 @@ def test_each_side_gives_one_number(kind: str, cell: str, head: str, monkeypatch
         assert number(run()) == pytest.approx(ours, rel=1e-4, abs=1e-3 if kind.startswith("heads") else 1e-5), name
 
 
+def test_absent_tasks_have_heads_and_no_rows() -> None:
+    row = replace(TINY, absent=3)
+    inputs = inputs_of(row)
+    assert row.name.endswith("2 of 5 tasks")
+    assert {name.split(".")[2] for name in inputs if name.startswith("adapter.heads.")} == {
+        f"task{n}" for n in range(5)
+    }
+    assert set(inputs["tasks"]) <= {"task0", "task1"}
+    assert runs_of(row, inputs)["ours"]() > 0
+
+
 def test_two_sides_take_turns(tmp_path: Path) -> None:
     value = runs_of(TINY, inputs_of(TINY))["ours"]()
     result = measure(TINY, rival(tmp_path, value), turns=3)
@@ -77,7 +89,7 @@ def test_two_sides_take_turns(tmp_path: Path) -> None:
     assert result["variant"] == "fast"
     assert result["rival"] == result["variants"]["fast"] < result["variants"]["slow"]
     assert result["ratio"] == result["ours"] / result["rival"] > 1
-    assert result["gflops"] > 0 and result["products"] > 0
+    assert result["gflops"] > 0 and result["products"] > 0 and result["first"] > result["ours"] / 2
     name, inputs, threads = json.loads((tmp_path / "log.json").read_text())
     assert name == TINY.name
     assert {"features", "tasks", "adapter.controller.W", "backbone.readout.linear.W"} <= set(inputs)

@@ -374,7 +374,7 @@ def runs_of(row: Any, inputs: dict[str, Any]) -> dict[str, Run]:
 def model_run(row: Any, inputs: dict[str, Any], mode: str, compile_: Callable) -> Run:
     """One step of adaptation or training, or an inference."""
     named = {name: a for name, a in inputs.items() if name.startswith(("backbone.", "statistics.", "adapter."))}
-    tasks = tuple(f"task{n}" for n in range(row.tasks))
+    tasks = tuple(f"task{n}" for n in range(row.heads))
     training = row.kind == "training"
     model = TorchHRA(
         named, heads=4, cell=None if training else row.cell, tasks=tasks, dtype=torch.float32,
@@ -410,7 +410,7 @@ def heads_runs(row: Any, inputs: dict[str, Any]) -> dict[str, Run]:
     tasks = [inputs["tasks"][i] for i in order]
     backward = row.kind == "heads backward"
     for mode in ("gather", "loop"):
-        adapter = Adapter(tree, "gru", [f"task{n}" for n in range(row.tasks)], mode)
+        adapter = Adapter(tree, "gru", [f"task{n}" for n in range(row.heads)], mode)
 
         def forward(h: Tensor, adapter: Adapter = adapter) -> Tensor:
             return adapter.choose(tasks, h.device)(h) + residual
