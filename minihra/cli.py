@@ -12,7 +12,7 @@ from minihra.allocator import keep_freed_memory
 from minihra.config import SIZES
 
 BACKBONE = "what `minihra pretrain` wrote, the folder of an open checkpoint, or hama"
-NEED_LESS = "`minihra inspect` tells what a model takes; smaller batches and shorter recordings need less"
+NEED_LESS = "`minihra inspect` tells what a model takes; shorter recordings and `--recompute` need less"
 
 
 MODULES = {
