@@ -40,8 +40,8 @@ def _first(x: Array, valid: Array, W: Array, b: Array, t: int, y: Array) -> None
 
 @compiled
 def _second(ring: Array, real: Array, t: int, panels: Array, b: Array, y: Array) -> None:
-    """Let y (F4 O,) be frame t of relu(conv()) of the frames in `ring` (3, F2 + 2, I), of which those `real` count."""
-    (_, F2, I), O = ring.shape, len(b)
+    """Let y (F4 O,) be frame t of relu(conv()) of the frames in `ring` (3, places, I) that are `real`."""
+    (_, places, I), O = ring.shape, len(b)
     flat_ring, flat_panels = ring.reshape(-1), panels.reshape(-1)
     F4 = len(y) // O
     sums, tiles = np.empty((F4, COLUMNS), y.dtype), (F4 + ROWS - 1) // ROWS
@@ -53,7 +53,7 @@ def _second(ring: Array, real: Array, t: int, panels: Array, b: Array, y: Array)
             if real[frame]:
                 for n in range(tiles):
                     f, below = F4 * n // tiles, F4 * (n + 1) // tiles
-                    first_x, first_panel = (frame * F2 + 2 * f) * I, (3 * p + i) * 3 * I * COLUMNS
+                    first_x, first_panel = (frame * places + 2 * f) * I, (3 * p + i) * 3 * I * COLUMNS
                     add_to_tile(below - f, flat_ring, first_x, 2 * I, flat_panels, first_panel, 3 * I, sums[f:below])
         for f in range(F4):
             for o in range(width):
@@ -110,6 +110,8 @@ def subsample(features: Array, valid: Array, p: SubsamplingParams, *, scale: flo
     must_have(((F + 3) // 4 * O, C), p.out.W)
     y = np.empty((B, (T + 3) // 4, C), features.dtype)
     b_out = np.zeros(C, features.dtype) if p.out.b is None else p.out.b
+    for size, b in ((I, first.b), (O, second.b), (C, b_out)):
+        must_have((size,), b)
     maps = first.W.reshape(9, I), first.b, panels_of(second.W.reshape(9 * I, O)), second.b, panels_of(p.out.W), b_out
     _front_end(np.ascontiguousarray(features), valid, *maps, features.dtype.type(scale), y)
     return y, valid[:, ::4]
