@@ -3,8 +3,9 @@
     python benchmarks/where_time_goes.py [--width 144 --layers 16 --batch 16 --frames 400 --cell gru --head linear]
 
 The step is that of `minihra bench`. Its parts are those of one thread, as the profiler of Python sees them: a compiled
-loop or a product counts for the file that calls it. The floors are those of all threads: the products alone, each timed
-in NumPy, and the arrays that a step makes, written once and read once at the speed of a copy.
+loop counts for the file where it stands, a product for the one that calls it. The floors are those of all threads: the
+products alone, each timed in NumPy, and the arrays that a step makes, written once and read once at the speed of a copy
+in main memory (those that stay in a cache take less).
 """
 
 import argparse
@@ -35,7 +36,7 @@ FILES = {
     "residual": "residual steps",
     "ctc": "CTC",
 }
-"""What is done in the files of minihra/layers and minihra/kernels/cpu; all else is "the rest"."""
+"""What is done in files of minihra/layers and minihra/kernels/cpu, by name; all else is "the rest"."""
 
 
 def copy_speed() -> float:

@@ -4,7 +4,7 @@
 
 times `minihra pretrain` and `minihra adapt`, and then a process that does the same with the model of
 tests/torch_twin.py: the same features, batches, masks, learning rates and numbers of epochs, eagerly (lengths change
-from step to step), with fused AdamW and without dropout, which it leaves out to its advantage.
+from step to step), with fused AdamW. To its advantage it leaves out dropout and checkpoints.
 """
 
 import argparse

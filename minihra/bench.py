@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from statistics import median
 from types import TracebackType
@@ -205,24 +204,28 @@ def check_twins() -> dict[str, float]:
             wanted = results_of(pair, arguments)
         found = results_of(pair, arguments)
         errors[case.name] = largest_error(found, wanted)
-    if twins_in(UNPAIRED["subsample"]) is not None:
-        front_end = initial_conformer(ConformerConfig(labels=2, width=16, layers=1, mels=21), seed=0).p.front_end
-        x = np.random.default_rng(0).standard_normal((2, 30, 21), np.float32)
-        run = partial(subsample, x, np.arange(30) < [[30], [17]], front_end)
-        with references():
-            wanted, _ = run()
-        (found, _), _ = share([run, run])  # on threads of their own, where the fused twins are taken
-        errors["subsample"] = largest_error([found], [wanted])
-    if twins_in(UNPAIRED["adamw_update"]) is not None:
-        p, g, m, v = np.random.default_rng(0).random((4, 30, 21), np.float32)
-        run = partial(adamw_update, p, g, m, v, np.array(3.0), np.array(1e-3))
-        with references():
-            wanted = run()
-        errors["adamw_update"] = largest_error(run(), wanted)
+    for name, run in unpaired_runs().items():
+        if twins_in(UNPAIRED[name]) is not None:
+            with references():
+                wanted = run()
+            found, _ = share([run, run])  # on threads of their own, where all twins are taken
+            errors[name] = largest_error(found, wanted)
     for name, error in errors.items():
         if not error <= ALLOWED:
             raise ValueError(f"{name}: the twin is off by {error:.1e}, allowed are {ALLOWED:g}")
     return errors
+
+
+def unpaired_runs() -> dict[str, Callable[[], Sequence[np.ndarray]]]:
+    """Return what runs each function of `UNPAIRED`, by name."""
+    rng = np.random.default_rng(0)
+    front_end = initial_conformer(ConformerConfig(labels=2, width=16, layers=1, mels=21), seed=0).p.front_end
+    features, valid = rng.standard_normal((2, 30, 21), np.float32), np.arange(30) < [[30], [17]]
+    leaf = rng.random((4, 30, 21), np.float32)
+    return {
+        "adamw_update": lambda: adamw_update(*leaf, np.array(3.0), np.array(1e-3)),
+        "subsample": lambda: subsample(features, valid, front_end)[:1],
+    }
 
 
 def largest_error(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:

@@ -52,7 +52,7 @@ def forward(
     """Return the outputs y (B, T, V) of padded inputs, of which `lengths` (B,) frames are real.
 
     With `recompute` only what goes into each layer is kept, and the backward runs the layer once more: the same bits
-    for less memory and more time. Chen et al. 2016, 1604.06174.
+    for less memory and more time. Chen et al. 2016, 1604.06174. The running statistics of a training step are lost.
     """
     x, context, embed = backbone.embed(inputs, lengths, training)  # (1)
     layers, carry = [], None

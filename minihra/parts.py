@@ -1,8 +1,10 @@
 """A batch in parts, one for each thread.
 
-A part is some utterances of like lengths, padded to their own longest; there are two at least, so that one thread and
-two give the same bits. Gradients of parts are added in one order, so that the same number of threads always gives the
-same bits. Utterances of a frozen model do not see each other: the parts together give what the whole batch gives.
+A part is some utterances of like lengths, padded to their own longest. Gradients of parts are added in one order, so
+that the same number of threads always gives the same bits. A batch that is long enough has two parts at least, so that
+one thread and two give the same bits; a shorter one is a single part, with the threads of BLAS, which add in another
+order for each number of them. Utterances of a frozen model do not see each other: the parts together give what the
+whole batch gives.
 """
 
 import numpy as np
@@ -16,7 +18,7 @@ LEAST_FRAMES = 800  # of features (samples, of a waveform): with fewer in a part
 def parts_of(lengths: Array) -> list[Array]:
     """Return the rows of each part of a batch of `lengths` (B,) frames, the longest utterances first.
 
-    Parts have about the same number of frames, and at least one row each. A single part is for the threads of BLAS.
+    Parts have about the same number of frames, and at least one row each.
     """
     order = np.argsort(-np.asarray(lengths), kind="stable")
     frames = np.cumsum(np.asarray(lengths)[order])

@@ -157,6 +157,8 @@ def test_a_step_takes_the_memory_of_the_parts_that_threads_compute(monkeypatch: 
     one, two = (peak_of_step(config, shape, n, 1000, config.front_end.frames(1000) // 3)[1] for n in (1, 2))
     features = 4 * 4000 * config.mels
     assert works == [features + two, features + 2 * two, features + 4 * one]
+    kept, less = (memory_of_step(config, 0.01, shape, 4, 10.0, recompute=how).kept for how in (False, True))
+    assert less < kept / 4  # what goes into a layer, and not what lies in it
 
 
 def test_nothing_is_allocated() -> None:
@@ -179,6 +181,8 @@ def test_an_array_counts_until_its_last_view_is_gone() -> None:
     assert xp.held == 96
     del view
     assert (xp.held, xp.peak) == (0, 192)
+    xp.empty((2,))
+    assert (xp.peak, xp.made) == (192, 192 + 8)
 
 
 @pytest.fixture

@@ -5,7 +5,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from minihra import threads as module
 from minihra.adapters.hra import HRA
 from minihra.cli import main
 from minihra.evaluate import logits_of
+from minihra.model import forward
 from minihra.parts import LEAST_FRAMES, parts_of
 from minihra.recogniser import Adapter, Recogniser
 from minihra.speech.alphabet import Alphabet
@@ -180,6 +183,23 @@ def test_parts_together_are_the_batch() -> None:
     for name, g in wanted.items():
         assert np.abs(found[name] - g).max() <= 1e-4 * np.abs(g).max(), name  # sums in another order, in float32
         assert found[name].dtype == np.float32
+
+
+def test_an_adaptation_computes_layers_again_if_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainee, batch = adaptation()
+    seen = []
+
+    def spied(*given: Any, recompute: bool) -> Any:
+        seen.append(recompute)
+        return forward(*given, recompute=recompute)
+
+    monkeypatch.setattr("minihra.trainees.forward", spied)
+    gradients = []
+    for recompute in (False, True):
+        _, found = replace(trainee, recompute=recompute).gradients(batch, np.random.default_rng(0))
+        gradients.append([leaf.tobytes() for _, leaf in leaves(found)])
+    half = len(seen) // 2
+    assert seen == [False] * half + [True] * half and gradients[0] == gradients[1]
 
 
 def test_recordings_are_recognised_in_parts_as_alone() -> None:

@@ -204,6 +204,12 @@ def test_signature_is_that_of_the_reference(name: str) -> None:
         ]
 
 
+@pytest.mark.parametrize("function", [adamw_update, subsample], ids=lambda function: function.__name__)
+def test_unpaired_twins_have_the_signature_of_the_reference(function: Callable) -> None:
+    twin = getattr(twins_in(UNPAIRED[function.__name__]), function.__name__)
+    assert signature(twin) == signature(reference_of(function))
+
+
 def test_every_twin_has_a_case() -> None:
     assert {name.partition(",")[0] for name in CASES} == TWINS.keys() <= PAIRS.keys()
     assert UNPAIRED.keys() == {"adamw_update", "subsample"}
@@ -260,10 +266,28 @@ def test_fused_front_end(lengths: list[int], sizes: tuple[int, int, int], dtype:
 @pytest.mark.usefixtures("alone")
 def test_fused_front_end_refuses_what_the_reference_refuses() -> None:
     features, valid, p = np.zeros((2, 9, 12), np.float32), np.ones((2, 9), bool), cast(front_end(12, 3, 4), np.float32)
-    for arguments in ((features[..., :8], valid, p), (features, valid[:1], p)):
+    (first, second), out = p
+    short_biases = [
+        p._replace(convs=(first._replace(b=first.b[:-1]), second)),
+        p._replace(convs=(first, second._replace(b=second.b[:-1]))),
+        p._replace(out=out._replace(b=out.b[:-1])),
+    ]
+    for arguments in (
+        (features[..., :8], valid, p),
+        (features, valid[:1], p),
+        *((features, valid, q) for q in short_biases),
+    ):
         for function in (SUBSAMPLE, reference_of(subsample)):
             with pytest.raises((ValueError, IndexError)):
                 function(*arguments)
+
+
+@pytest.mark.usefixtures("alone")
+def test_nan_of_a_real_frame_shows() -> None:
+    features, valid = np.zeros((2, 9, 12), np.float32), np.ones((2, 9), bool)
+    features[1, 4, 7] = np.nan
+    y, _ = SUBSAMPLE(features, valid, cast(front_end(12, 3, 4), np.float32))
+    assert np.isfinite(y[0]).all() and np.isnan(y[1, 1]).any()
 
 
 def test_fused_front_end_leaves_others_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,25 +324,42 @@ def test_large_batches_of_heads_are_shared_among_the_threads(head: str, monkeypa
             assert_same(file.grouped_heads_backward(do, cache), gradients, np.float32)
 
 
-BROKEN = {  # what of the arguments of a case is wrong: compiled loops would read beyond an array
-    "layer_norm": lambda a: {"p": a["p"]._replace(g=a["p"].g[:-1])},
-    "running_norm": lambda a: {"p": a["p"]._replace(g=a["p"].g[:-1])},
-    "attention": lambda a: {"valid": a["valid"][:, :-2]},
-    "relative_attention": lambda a: {"valid": a["valid"][:, :-2]},
-    "depthwise_conv": lambda a: {"valid": a["valid"][:, :-2]},
-    "conv2d": lambda a: {"valid": a["valid"][:-1]},
-    "depthwise_conv2d": lambda a: {"valid": a["valid"][:-1]},
-    "gru": lambda a: {"h": a["h"][:-1]},
-    "indrnn": lambda a: {"h": a["h"][:-1]},
-    "ctc": lambda a: {"labels": a["labels"] + 1},
-}
+def shorter(*fields: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Take the last element away from the last axis of each field of the parameters."""
+    return lambda arguments: {"p": arguments["p"]._replace(**{f: getattr(arguments["p"], f)[..., :-1] for f in fields})}
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_twin_refuses_what_the_reference_refuses(name: str) -> None:
-    arguments = arguments_of(CASES[name], np.float32)
-    arguments |= BROKEN[name](arguments)
-    for function in (reference_of(PAIRS[name].forward), twin_of(PAIRS[name].forward)):
+BROKEN = [  # what of the arguments of a case is wrong: compiled loops would read beyond an array
+    ("linear, few rows of a large map", shorter("b")),
+    ("layer_norm", shorter("g")),
+    ("running_norm", shorter("g")),
+    ("attention", lambda a: {"valid": a["valid"][:, :-2]}),
+    ("relative_attention", lambda a: {"valid": a["valid"][:, :-2]}),
+    ("depthwise_conv", lambda a: {"valid": a["valid"][:, :-2]}),
+    ("depthwise_conv", shorter("W")),
+    ("depthwise_conv", shorter("b")),
+    ("conv2d", lambda a: {"valid": a["valid"][:-1]}),
+    ("conv2d", shorter("b")),
+    ("conv2d, 1 to 5 channels", shorter("b")),
+    ("depthwise_conv2d", lambda a: {"valid": a["valid"][:-1]}),
+    ("depthwise_conv2d", lambda a: {"p": a["p"]._replace(b=np.zeros(3, np.float32))}),
+    ("residual", lambda a: {"u": a["u"][:, :-2]}),
+    ("gru", lambda a: {"h": a["h"][:-1]}),
+    ("gru", shorter("W")),
+    ("gru", shorter("b")),
+    ("gru", shorter("c")),
+    ("indrnn", lambda a: {"h": a["h"][:-1]}),
+    ("indrnn", shorter("u")),
+    ("indrnn", shorter("b")),
+    ("ctc", lambda a: {"labels": a["labels"] + 1}),
+]
+
+
+@pytest.mark.parametrize(("name", "broken"), BROKEN)
+def test_a_twin_refuses_what_the_reference_refuses(name: str, broken: Callable) -> None:
+    arguments, pair = arguments_of(CASES[name], np.float32), CASES[name].pair
+    arguments |= broken(arguments)
+    for function in (reference_of(pair.forward), twin_of(pair.forward)):
         with pytest.raises((ValueError, IndexError)):
             function(**arguments)
 

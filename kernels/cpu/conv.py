@@ -30,16 +30,11 @@ def depthwise_conv_forward(
     (B, T, C), K = x.shape, len(p.W)
     left = K - 1 if causal else (K - 1) // 2
     must_have((B, T), valid)
+    must_have((K, C), p.W)
     y, padded = xp.empty((B, T, C), x.dtype), None
-    launch(
-        _convolve,
-        xp.ascontiguousarray(x),
-        valid,
-        xp.ascontiguousarray(p.W),
-        xp.zeros((C,), x.dtype) if p.b is None else p.b,
-        left,
-        y,
-    )
+    b = xp.zeros((C,), x.dtype) if p.b is None else p.b
+    must_have((C,), b)
+    launch(_convolve, xp.ascontiguousarray(x), valid, xp.ascontiguousarray(p.W), b, left, y)
     if params:
         padded = xp.zeros((B, T + K - 1, C), x.dtype)
         padded[:, left : left + T] = xp.where(valid[:, :, None], x, 0)

@@ -61,6 +61,8 @@ def conv2d_forward(x: Array, valid: Array, p: Conv2dParams, *, params: bool = Tr
     xp, (B, T, F, I), O = array_module(x), x.shape, p.W.shape[3]
     T2, F2 = (T + 1) // 2, (F + 1) // 2
     must_have((B, T), valid)
+    must_have((3, 3, I, O), p.W)
+    must_have((O,), p.b)
     y, x = xp.empty((B, T2, F2, O), x.dtype), xp.ascontiguousarray(x)
     if I == 1:  # products of one or two columns would be five times slower
         launch(_convolve, x, valid, xp.ascontiguousarray(p.W[:, :, 0]), p.b, y)
@@ -101,6 +103,8 @@ def depthwise_conv2d_forward(
     xp = array_module(x)
     B, T, F, C = x.shape
     must_have((B, T), valid)
+    must_have((3, 3, C), p.W)
+    must_have((C,), p.b)
     y = xp.empty((B, (T + 1) // 2, (F + 1) // 2, C), x.dtype)
     launch(_convolve, xp.ascontiguousarray(x), valid, xp.ascontiguousarray(p.W), p.b, y)
     return y, DepthwiseConv2dCache(padded_copy(x, valid) if params else None, F, valid, p)

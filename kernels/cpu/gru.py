@@ -27,7 +27,12 @@ def _gates(
 def gru_forward(x: Array, h: Array, p: GRUParams, *, params: bool = True) -> tuple[Array, GRUCache]:
     """Step from h (N, H) to h_next (N, H) on x (N, C)."""
     xp = array_module(x)
-    must_have((len(x), h.shape[1]), h)
+    H = h.shape[1]
+    must_have((len(x), H), h)
+    must_have((3 * H,), p.b)
+    must_have((H,), p.c)
+    must_have((x.shape[1], 3 * H), p.W)
+    must_have((H, 3 * H), p.U)
     r, z, n, q, h_next = (xp.empty(h.shape, h.dtype) for _ in range(5))
     launch(_gates, x @ p.W, h @ p.U, p.b, p.c, h, r, z, n, q, h_next)
     return h_next, GRUCache(x if params else None, h, r, z, n, q, p)

@@ -18,7 +18,10 @@ def _step(a: Array, h: Array, u: Array, b: Array, positive: Array, h_next: Array
 def indrnn_forward(x: Array, h: Array, p: IndRNNParams, *, params: bool = True) -> tuple[Array, IndRNNCache]:
     """Step from h (N, H) to h_next (N, H) on x (N, C)."""
     xp = array_module(x)
-    must_have((len(x), h.shape[1]), h)
+    H = h.shape[1]
+    must_have((len(x), H), h)
+    must_have((H,), p.u, p.b)
+    must_have((x.shape[1], H), p.W)
     positive, h_next = xp.empty(h.shape, bool), xp.empty(h.shape, h.dtype)
     launch(_step, x @ p.W, h, p.u, p.b, positive, h_next)
     return h_next, IndRNNCache(x if params else None, h if params else None, positive, p)

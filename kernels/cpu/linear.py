@@ -5,7 +5,7 @@ y' back costs less than that wins, unless y is wider than x.
 """
 
 from minihra.arrays import Array, array_module
-from minihra.kernels.cpu.compiled import compiled, launch
+from minihra.kernels.cpu.compiled import compiled, launch, must_have
 from minihra.layers.linear import LinearCache, LinearParams
 
 MOST_ROWS = 512
@@ -30,7 +30,9 @@ def linear_forward(x: Array, p: LinearParams, *, params: bool = True) -> tuple[A
     stored_turned = p.W.strides[0] == p.W.dtype.itemsize
     if stored_turned and len(rows) <= MOST_ROWS and O <= I and I * O >= LEAST_SIZE:
         y = xp.empty((len(rows), O), x.dtype)
-        launch(_turn, p.W.T @ rows.T, xp.zeros((O,), x.dtype) if p.b is None else p.b, y)
+        b = xp.zeros((O,), x.dtype) if p.b is None else p.b
+        must_have((O,), b)
+        launch(_turn, p.W.T @ rows.T, b, y)
     else:
         y = rows @ p.W
         if p.b is not None:
