@@ -119,8 +119,8 @@ def map_outputs(cache: Tree) -> Array:
             a = PAIRS["linear"].forward(x, p)[0]
         case Conv1dCache(padded, valid, stride, pad, p):
             a = PAIRS["conv1d"].forward(padded[:, pad : pad + valid.shape[1]], valid, p, stride=stride, pad=pad)[0]
-        case Conv2dCache(padded, F, valid, p):
-            a = PAIRS["conv2d"].forward(padded[:, 1 : valid.shape[1] + 1, 1 : F + 1], valid, p)[0]
+        case Conv2dCache(x, _, valid, p):
+            a = PAIRS["conv2d"].forward(x, valid, p)[0]
     return a[a != 0]
 
 

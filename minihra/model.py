@@ -12,7 +12,7 @@ import numpy as np
 from minihra.arrays import Array, array_module
 from minihra.blocks.protocol import Backbone, Context, Edit, Training
 from minihra.ops import ctc_backward, ctc_forward
-from minihra.tree import Tree, add_into
+from minihra.tree import Total, Tree, add_into, whole
 
 
 class ModelCache(NamedTuple):
@@ -123,8 +123,12 @@ class Loss(NamedTuple):
     feasible: Array  # (B,)  bool
 
 
-def ctc_loss(logits: Array, valid: Array, labels: Labels, *, blank: int = 0) -> tuple[Loss, Array]:
+def ctc_loss(
+    logits: Array, valid: Array, labels: Labels, *, blank: int = 0, total: Total = whole
+) -> tuple[Loss, Array]:
     """Return the mean loss over the feasible utterances and its gradient dlogits (B, T, V).
+
+    Of a part of a batch, where `total` adds up what all parts have, it is what the part adds to the mean of the batch.
 
     Raises:
         ValueError: there are labels for another number of utterances.
@@ -134,5 +138,5 @@ def ctc_loss(logits: Array, valid: Array, labels: Labels, *, blank: int = 0) -> 
         raise ValueError(f"labels of {len(labels.labels)} utterances were given for a batch of {len(logits)}")
     losses, cache = ctc_forward(logits, valid, xp.asarray(labels.labels), xp.asarray(labels.lengths), blank=blank)
     share = cache.feasible.astype(logits.dtype)
-    share = share / xp.maximum(share.sum(), 1)  # (B,)  the derivative of the mean
+    share = share / xp.maximum(total(share.sum()), 1)  # (B,)  the derivative of the mean
     return Loss((losses * share).sum(), losses, cache.feasible), ctc_backward(share, cache)

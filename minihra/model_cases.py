@@ -32,6 +32,7 @@ from minihra.masks import valid_from_lengths
 from minihra.model import backward, forward, pack_labels
 from minihra.open_cases import OPEN
 from minihra.ops import Pair, ctc_backward, ctc_forward
+from minihra.tree import whole
 
 CONFIG = ConformerConfig(labels=11, mels=9, width=8, layers=3, heads=2, kernel=5, inner=16)
 STATE, BOTTLENECK = 7, 5
@@ -100,7 +101,7 @@ def block_cases() -> list[Case]:
             if position != "relative"
         ),
         convolution("", "batch"),
-        convolution(", training", "batch", train=True),
+        convolution(", training", "batch", total=whole),
         convolution(", layer norm", "layer"),
         convolution(", no inner norm, gelu", "none", activation="gelu"),
         convolution(", causal", "layer", causal=True, eps=1e-3),

@@ -168,7 +168,7 @@ relative_attention_forward, relative_attention_backward = hot_pair(
     relative_attention_forward, relative_attention_backward
 )
 depthwise_conv_forward, depthwise_conv_backward = hot_pair(depthwise_conv_forward, depthwise_conv_backward)
-conv2d_forward = hot(conv2d_forward)
+conv2d_forward, conv2d_backward = hot_pair(conv2d_forward, conv2d_backward)
 depthwise_conv2d_forward = hot(depthwise_conv2d_forward)
 gru_forward, gru_backward = hot_pair(gru_forward, gru_backward)
 indrnn_forward, indrnn_backward = hot_pair(indrnn_forward, indrnn_backward)

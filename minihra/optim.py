@@ -48,7 +48,7 @@ class AdamW:
                 self.moments[name] = Moments(xp.zeros_like(p), xp.zeros_like(p), xp.zeros((), np.float64))
             m, v, step = self.moments[name]
             step += 1
-            p[...], m[...], v[...] = adamw_update(
+            adamw_update(
                 p,
                 g,
                 m,

@@ -15,13 +15,13 @@ from minihra.threads import threads
 LEAST_FRAMES = 800  # of features (samples, of a waveform): with fewer in a part the interpreter costs too much
 
 
-def parts_of(lengths: Array) -> list[Array]:
+def parts_of(lengths: Array, *, least: int = 2) -> list[Array]:
     """Return the rows of each part of a batch of `lengths` (B,) frames, the longest utterances first.
 
-    Parts have about the same number of frames, and at least one row each.
+    There are as many parts as threads, and `least` at least; with about the same number of frames, and one row or more.
     """
     order = np.argsort(-np.asarray(lengths), kind="stable")
     frames = np.cumsum(np.asarray(lengths)[order])
-    number = int(min(max(2, threads()), max(1, frames[-1] // LEAST_FRAMES)))
+    number = int(min(max(least, threads()), max(1, frames[-1] // LEAST_FRAMES)))
     place = np.maximum(frames - 1, 0) * number // max(1, frames[-1])  # which part each row's last frame falls into
     return [order[place == part] for part in range(number) if (place == part).any()]

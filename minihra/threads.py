@@ -10,11 +10,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
-from threading import Lock, local
+from functools import cache, reduce
+from threading import Barrier, BrokenBarrierError, Lock, local
 from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
+
+from minihra.tree import Total, Tree, add, whole
 
 Result = TypeVar("Result")
 
@@ -94,9 +96,11 @@ def one_thread_blas() -> Iterator[None]:
                     library.set_num_threads(number)
 
 
-@cache
-def _pool(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, "minihra", lambda: setattr(_HERE, "worker", True))
+def _workers(number: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(number, "minihra", lambda: setattr(_HERE, "worker", True))
+
+
+_pool = cache(_workers)
 
 
 def alone() -> bool:
@@ -116,3 +120,46 @@ def share(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
         if alone():
             return [task() for task in tasks]
         return list(_pool(number).map(lambda task: task(), tasks))
+
+
+class _Meeting:
+    """Where the tasks of `together` wait for each other."""
+
+    def __init__(self, number: int) -> None:
+        self.barrier = Barrier(number)
+        self.brought = [[None] * number, [None] * number]  # in turn: a task may bring the next before all have read
+
+    def attend(self, place: int, task: Callable[[Total], Result]) -> Result:
+        """Run a task; if it fails, nobody waits for it any longer."""
+        turn = 0
+
+        def total(tree: Tree) -> Tree:
+            nonlocal turn
+            trees = self.brought[turn % 2]
+            trees[place], turn = tree, turn + 1
+            self.barrier.wait()
+            return reduce(add, trees)
+
+        try:
+            return task(total)
+        except BaseException:
+            self.barrier.abort()
+            raise
+
+
+def together(tasks: Sequence[Callable[[Total], Result]]) -> list[Result]:
+    """Run the tasks at the same time, a thread each, one-thread BLAS in each, and return their results in order.
+
+    Each is given a function that returns the sum of what all of them have called it with, in the order of the tasks;
+    they must call it equally often. A single task has the threads of BLAS to itself.
+    """
+    threads()  # its first call gives BLAS the number
+    if len(tasks) == 1:
+        return [tasks[0](whole)]
+    meeting = _Meeting(len(tasks))
+    with one_thread_blas(), _workers(len(tasks)) as pool:  # of their own: in a shared one some might wait for a place
+        futures = [pool.submit(meeting.attend, place, task) for place, task in enumerate(tasks)]
+        errors = [error for future in futures if (error := future.exception()) is not None]
+    for error in sorted(errors, key=lambda error: isinstance(error, BrokenBarrierError)):
+        raise error
+    return [future.result() for future in futures]

@@ -10,6 +10,7 @@ import numpy as np
 
 from minihra.adapters.files import controller_hash
 from minihra.arrays import Array
+from minihra.blocks.parameters import Statistics
 from minihra.data.corpus import Utterance
 from minihra.evaluate import transcribe
 from minihra.model import Loss, backward, ctc_loss, forward, pack_labels
@@ -17,8 +18,8 @@ from minihra.parts import parts_of
 from minihra.recogniser import Adapter, Recogniser, load_hra, load_own, save_backbone, save_hra
 from minihra.speech.augment import SpecAugment
 from minihra.speech.features import pad
-from minihra.threads import share
-from minihra.tree import Tree, add, map_leaves
+from minihra.threads import share, together
+from minihra.tree import Total, Tree, add, map_leaves, whole
 
 
 class Batch(NamedTuple):
@@ -36,10 +37,12 @@ class Batch(NamedTuple):
         return Batch(features, lengths, [self.labels[row] for row in rows], [self.tasks[row] for row in rows])
 
 
-def labelled_loss(recogniser: Recogniser, logits: Array, valid: Array, batch: Batch) -> tuple[Loss, Array]:
-    """Return the CTC loss of a batch and its gradient dlogits (B, T, V)."""
+def labelled_loss(
+    recogniser: Recogniser, logits: Array, valid: Array, batch: Batch, total: Total = whole
+) -> tuple[Loss, Array]:
+    """Return the CTC loss of a batch, or of a part of it, and its gradient dlogits (B, T, V)."""
     blank = recogniser.tokenizer.blank
-    return ctc_loss(logits, valid, pack_labels(batch.labels, logits.shape[2], blank), blank=blank)
+    return ctc_loss(logits, valid, pack_labels(batch.labels, logits.shape[2], blank), blank=blank, total=total)
 
 
 class Trainee(Protocol):
@@ -96,14 +99,28 @@ class Pretraining:
         return self.recogniser.model.p
 
     def gradients(self, batch: Batch, rng: np.random.Generator) -> tuple[Loss, Tree]:
-        """Return loss and gradients; the running statistics of the batch norms move."""
+        """Return loss and gradients; the running statistics of the batch norms move.
+
+        Parts of the batch are computed at the same time, and meet where it is normalised.
+        """
         model = replace(self.recogniser.model, frozen=False)
+        pack_labels(batch.labels, model.config.labels, self.recogniser.tokenizer.blank)  # tells the row of the batch
         training = model.draw_dropout(self.dropout, *batch.features.shape[:2], rng)
-        logits, cache = forward(model, batch.features, batch.lengths, None, training)
-        loss, dlogits = labelled_loss(self.recogniser, logits, cache.context.valid, batch)
-        statistics = tuple(layer.statistics for layer in cache.layers)
+        parts = parts_of(batch.lengths, least=1)
+
+        def gradients_of(rows: Array, total: Total) -> tuple[Loss, Tree, Statistics]:
+            part = batch.part(rows)
+            frames = model.config.front_end.frames(part.features.shape[1])
+            how = training.part(rows, max(1, frames), total)
+            logits, cache = forward(model, part.features, part.lengths, None, how)
+            loss, dlogits = labelled_loss(self.recogniser, logits, cache.context.valid, part, total)
+            statistics = tuple(layer.statistics for layer in cache.layers)
+            return loss, backward(dlogits, cache).backbone, statistics
+
+        results = together([partial(gradients_of, rows) for rows in parts])
+        statistics = results[0][2]  # they are those of the whole batch in each part
         self.recogniser = self.recogniser._replace(model=replace(self.recogniser.model, statistics=statistics))
-        return loss, backward(dlogits, cache).backbone
+        return joined(parts, [(loss, gradients) for loss, gradients, _ in results])
 
     def as_one(self, gradients: Tree) -> Tree:
         """Return them as they are: there is but one of everything."""
@@ -158,10 +175,10 @@ class Adaptation:
 
     def gradients(self, batch: Batch, rng: np.random.Generator) -> tuple[Loss, Tree]:
         """Return loss and gradients, of the parts of the batch one by one; nothing is drawn."""
-        self.adapter.hra.edit(batch.tasks)  # a mistake is told with its row of the batch, and not of a part
+        self.adapter.hra.edit(batch.tasks)  # mistakes are told with their rows of the batch, and not of a part
         pack_labels(batch.labels, self.recogniser.model.config.labels, self.recogniser.tokenizer.blank)
         parts = parts_of(batch.lengths)
-        return joined(parts, share([partial(self.gradients_of, batch.part(rows)) for rows in parts]))
+        return joined(parts, weighed(share([partial(self.gradients_of, batch.part(rows)) for rows in parts])))
 
     def gradients_of(self, batch: Batch) -> tuple[Loss, Tree]:
         """Return loss and gradients of a part of a batch."""
@@ -192,20 +209,25 @@ class Adaptation:
         self.adapter = load_hra(folder, self.adapter.backbone_sha256)
 
 
-def joined(parts: Sequence[Array], results: Sequence[tuple[Loss, Tree]]) -> tuple[Loss, Tree]:
-    """Return the loss of a whole batch and its gradients, of those of its parts, whose rows are `parts`.
+def weighed(results: Sequence[tuple[Loss, Tree]]) -> list[tuple[Loss, Tree]]:
+    """Return what each part adds to the mean over the feasible utterances of all, of the mean over its own."""
+    total, new = max(1, sum(loss.feasible.sum() for loss, _ in results)), []
+    for loss, gradients in results:
+        weight = (loss.feasible.sum() / total).astype(loss.mean.dtype)
+        new.append((loss._replace(mean=weight * loss.mean), map_leaves(lambda g, w=weight: g * w, gradients)))
+    return new
 
-    Each part's loss is the mean over its feasible utterances, and counts as many times as it has of them.
-    """
+
+def joined(parts: Sequence[Array], results: Sequence[tuple[Loss, Tree]]) -> tuple[Loss, Tree]:
+    """Return the loss of a whole batch and its gradients: the sums over its parts, whose rows are `parts`."""
     order = np.argsort(np.concatenate(parts))
     utterances, feasible = (
         np.concatenate([getattr(loss, field) for loss, _ in results])[order] for field in ("utterances", "feasible")
     )
-    mean, gradients, total = np.zeros((), utterances.dtype), None, max(1, feasible.sum())
-    for loss, part in results:
-        share_of_part = (loss.feasible.sum() / total).astype(mean.dtype)
-        mean = mean + share_of_part * loss.mean
-        gradients = add(gradients, map_leaves(lambda g, factor=share_of_part: g * factor, part))
+    mean, gradients = np.zeros((), utterances.dtype), None
+    for loss, of_part in results:
+        mean = mean + loss.mean
+        gradients = add(gradients, of_part)
     return Loss(mean, utterances, feasible), gradients
 
 

@@ -160,7 +160,7 @@ def variance_counts_as_a_constant(right: Backward) -> Backward:
 @fault("batch_norm")
 def padded_frames_are_counted(right: Backward) -> Backward:
     def wrong(dy: Array, cache: Any) -> Any:
-        normal, scale, valid, p = cache
+        normal, scale, valid, _, p, _ = cache
         dx, dp = right(dy, cache)
         dx = (dy * p.g - p.g * (dp.b + normal * dp.g) / valid.size) * scale * valid[:, :, None]
         return dx, dp

@@ -242,7 +242,7 @@ def nodes(cache: Any, path: str = "cache") -> Iterator[tuple[str, Any]]:
 ONLY_FOR_DP = {  # the field that only dp needs
     LinearCache: "x",
     DepthwiseConvCache: "padded",
-    Conv2dCache: "padded",
+    Conv2dCache: "x",
     RelativeAttentionCache: "positions",
     RunningNormCache: "normal",
 }

@@ -26,6 +26,7 @@ from minihra.model import forward, infer
 from minihra.model_cases import CONFIG, block_cases, tiny_conformer, tiny_hra
 from minihra.open_cases import OPEN
 from minihra.ops import PAIRS
+from minihra.tree import Total
 from tests import naive
 from tests.tiny import TASKS, batch, trained_hra
 
@@ -259,8 +260,9 @@ def test_ctc_tells_which_utterances_are_infeasible() -> None:
 @pytest.mark.parametrize(("step", "decay"), [(1, 0.0), (7, 0.1)])
 def test_adamw_equals_loops(step: int, decay: float) -> None:
     p, g, m, v = numbers(3, 4), numbers(3, 4, k=1), numbers(3, 4, k=2), numbers(3, 4, k=3) ** 2
-    got = adamw_update(p, g, m, v, np.array(float(step)), np.array(0.02), beta1=0.8, beta2=0.95, eps=1e-6, decay=decay)
-    for mine, wanted in zip(got, naive.adamw(p, g, m, v, step, 0.02, 0.8, 0.95, 1e-6, decay), strict=True):
+    wanted_p_m_v = naive.adamw(p, g, m, v, step, 0.02, 0.8, 0.95, 1e-6, decay)
+    adamw_update(p, g, m, v, np.array(float(step)), np.array(0.02), beta1=0.8, beta2=0.95, eps=1e-6, decay=decay)
+    for mine, wanted in zip((p, m, v), wanted_p_m_v, strict=True):
         assert_close(mine, wanted)
 
 
@@ -309,11 +311,11 @@ def test_tables_can_have_the_roundings_of_float32(dtype: type) -> None:
 
 
 def naive_convolution(
-    x: Array, p: Any, valid: Array, statistics: BatchStatistics | None, train: bool = False, **how: Any
+    x: Array, p: Any, valid: Array, statistics: BatchStatistics | None, total: Total | None = None, **how: Any
 ) -> Array:
     """The module; in training the inner norm sees all utterances at once, so its three parts are written out."""
     lengths = lengths_of(valid)
-    if not train:
+    if total is None:
         return naive.convolution(x, p, lengths, statistics, **how)
 
     def before(z: Array) -> Array:
@@ -336,7 +338,7 @@ def naive_block(x: Array, p: Any, context: Context, statistics: BatchStatistics,
 
     x = x + 0.5 * dropped(naive.feed_forward(rows(x), p.ffn1), 0)
     x = x + dropped(naive.self_attention(x, p.attention, form.attention, lengths), 1)
-    x = x + dropped(naive_convolution(x, p.conv, context.valid, statistics, train=True), 2)
+    x = x + dropped(naive_convolution(x, p.conv, context.valid, statistics, training.total), 2)
     x = x + 0.5 * dropped(naive.feed_forward(rows(x), p.ffn2), 3)
     return naive.norm(rows(x), p.norm, EPS).reshape(x.shape)
 

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,9 +21,9 @@ from minihra.model import forward
 from minihra.parts import LEAST_FRAMES, parts_of
 from minihra.recogniser import Adapter, Recogniser
 from minihra.speech.alphabet import Alphabet
-from minihra.threads import alone, one_thread_blas, set_threads, share, threads
-from minihra.trainees import Adaptation, Batch
-from minihra.tree import leaves, map_leaves
+from minihra.threads import alone, one_thread_blas, set_threads, share, threads, together
+from minihra.trainees import Adaptation, Batch, Pretraining
+from minihra.tree import Total, leaves, map_leaves
 from tests.imports_of import ROOT
 from tests.tiny import frozen_backbone
 
@@ -64,6 +65,35 @@ def test_one_thread_works_alone() -> None:
 def test_a_single_task_keeps_the_threads_of_blas() -> None:
     set_threads(2)
     assert share([lambda: (threading.get_ident(), blas_threads())]) == [(threading.get_ident(), {2})]
+
+
+def test_tasks_that_meet_add_up_what_they_bring() -> None:
+    """In the order of the tasks, as often as they like, all at the same time and with one-thread BLAS."""
+    set_threads(2)  # fewer than tasks
+
+    def task(n: int, total: Total) -> tuple[float, Any, bool, set[int]]:
+        first = total({"a": np.float32(10.0**n), "b": np.arange(n, n + 2)})
+        for _ in range(200):  # nobody reads what belongs to the next time
+            assert total((n,)) == (6,)
+        return float(first["a"]), first["b"].tolist(), alone(), blas_threads()
+
+    in_order = np.float32(1) + np.float32(10) + np.float32(100) + np.float32(1000)
+    assert together([partial(task, n) for n in range(4)]) == [(in_order, [6, 10], True, {1})] * 4
+    assert blas_threads() == {2}
+    assert together([lambda total: (total("alone"), blas_threads())]) == [("alone", {2})]
+
+
+def test_nobody_waits_for_a_task_that_failed() -> None:
+    set_threads(2)
+
+    def task(n: int, total: Total) -> None:
+        if n == 1:
+            raise ZeroDivisionError("the second")
+        total(n)
+
+    with pytest.raises(ZeroDivisionError, match="the second"):
+        together([partial(task, n) for n in range(3)])
+    assert blas_threads() == {2}
 
 
 def test_blas_has_its_threads_back_when_the_last_caller_is_out() -> None:
@@ -131,8 +161,9 @@ def test_mistakes_are_told_with_their_row_of_the_batch() -> None:
     tasks[4], labels[4] = "nobody", [99]
     with pytest.raises(ValueError, match="row 4: unknown task 'nobody'"):
         trainee.gradients(batch._replace(tasks=tasks), np.random.default_rng(0))
-    with pytest.raises(ValueError, match="row 4: label 99"):
-        trainee.gradients(batch._replace(labels=labels), np.random.default_rng(0))
+    for one in (trainee, pretraining()[0]):
+        with pytest.raises(ValueError, match="row 4: label 99"):
+            one.gradients(batch._replace(labels=labels), np.random.default_rng(0))
 
 
 def test_parts() -> None:
@@ -185,6 +216,42 @@ def test_parts_together_are_the_batch() -> None:
         assert found[name].dtype == np.float32
 
 
+def pretraining(dtype: type = np.float32) -> tuple[Pretraining, Batch]:
+    _, batch = adaptation()
+    recogniser = Recogniser(frozen_backbone(dtype), None, Alphabet("abcdefgh"))
+    return Pretraining(recogniser, dropout=0.2), batch._replace(features=batch.features.astype(dtype))
+
+
+def test_pretraining_in_parts_is_that_of_the_batch() -> None:
+    """Loss, gradients and running statistics, with dropout, padding and utterances that are too short."""
+    results = []
+    for number in (1, 3):
+        trainee, batch = pretraining(np.float64)
+        set_threads(number)
+        assert len(parts_of(batch.lengths, least=1)) == number
+        loss, gradients = trainee.gradients(batch, np.random.default_rng(0))
+        results.append((loss, dict(leaves((gradients, trainee.recogniser.model.statistics)))))
+    (loss, found), (whole_loss, wanted) = reversed(results)
+    assert loss.feasible.tolist() == whole_loss.feasible.tolist() == [True, True, False, True, True, False]
+    np.testing.assert_allclose(loss.utterances, whole_loss.utterances, rtol=1e-11)
+    np.testing.assert_allclose(loss.mean, whole_loss.mean, rtol=1e-11)
+    assert found.keys() == wanted.keys()
+    largest = max(np.abs(g).max() for g in wanted.values())
+    for name, g in wanted.items():  # the biases before a norm have no gradient but for rounding
+        assert np.abs(found[name] - g).max() <= 1e-11 * max(np.abs(g).max(), 1e-3 * largest), name
+
+
+def test_pretraining_gives_the_same_bits_again() -> None:
+    set_threads(2)
+    bits = []
+    for _ in range(4):
+        trainee, batch = pretraining()
+        loss, gradients = trainee.gradients(batch, np.random.default_rng(0))
+        tree = (loss.mean, gradients, trainee.recogniser.model.statistics)
+        bits.append([leaf.tobytes() for _, leaf in leaves(tree)])
+    assert bits == bits[:1] * 4
+
+
 def test_an_adaptation_computes_layers_again_if_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
     trainee, batch = adaptation()
     seen = []
@@ -231,14 +298,17 @@ def test_the_same_threads_give_the_same_bits() -> None:
 
 
 def test_two_users_at_once() -> None:
-    """Two Python threads may call the library together."""
-    trainee, batch = adaptation()
+    """Two Python threads may call the library together, each with a model of its own."""
     set_threads(2)
-    wanted = trainee.gradients(batch, np.random.default_rng(0))[0].mean
-    found = []
+
+    def losses() -> list[float]:
+        (adapted, batch), (pretrained, _) = adaptation(), pretraining()
+        return [one.gradients(batch, np.random.default_rng(0))[0].mean for one in (adapted, pretrained)]
+
+    wanted, found = losses(), []
 
     def user() -> None:
-        found.extend(trainee.gradients(batch, np.random.default_rng(0))[0].mean for _ in range(3))
+        found.extend(losses() for _ in range(3))
 
     users = [threading.Thread(target=user) for _ in range(2)]
     for one in users:

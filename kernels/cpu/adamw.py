@@ -2,19 +2,30 @@
 
 import math
 
-from minihra.arrays import Array, array_module
-from minihra.kernels.cpu.compiled import compiled, launch, must_have
+from minihra.arrays import Array
+from minihra.kernels.cpu.compiled import compiled, must_have
 
 
 @compiled
 def _adamw(
-    p: Array, g: Array, m: Array, v: Array, factors: tuple[float, ...], p_new: Array, m_new: Array, v_new: Array
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    step: float,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decay: float,
 ) -> None:
-    old1, new1, old2, new2, first, second, eps, shrink = factors
+    number = p.dtype.type
+    old1, new1, old2, new2, least = number(beta1), number(1 - beta1), number(beta2), number(1 - beta2), number(eps)
+    first, second, shrink = number(lr / (1 - beta1**step)), number(1 / (1 - beta2**step)), number(1 - lr * decay)
     for i in range(p.size):
-        m_new[i] = old1 * m[i] + new1 * g[i]
-        v_new[i] = old2 * v[i] + new2 * (g[i] * g[i])
-        p_new[i] = shrink * p[i] - first * m_new[i] / (math.sqrt(v_new[i] * second) + eps)
+        m[i] = old1 * m[i] + new1 * g[i]
+        v[i] = old2 * v[i] + new2 * (g[i] * g[i])
+        p[i] = shrink * p[i] - first * m[i] / (math.sqrt(v[i] * second) + least)
 
 
 def adamw_update(
@@ -29,12 +40,11 @@ def adamw_update(
     beta2: float = 0.999,
     eps: float = 1e-8,
     decay: float = 0.0,
-) -> tuple[Array, Array, Array]:
-    """Return the new p, m, v (...) for the gradient g (...)."""
-    xp, number = array_module(p), p.dtype.type
+) -> None:
+    """Move p, m and v (...) in place, by the gradient g (...)."""
     must_have(p.shape, g, m, v)
-    factors = beta1, 1 - beta1, beta2, 1 - beta2, lr / (1 - beta1**step), 1 / (1 - beta2**step), eps, 1 - lr * decay
-    new = [xp.empty(p.shape, p.dtype) for _ in range(3)]
-    flat = [xp.ascontiguousarray(array).reshape(-1) for array in (p, g, m, v)]
-    launch(_adamw, *flat, tuple(number(factor) for factor in factors), *(array.reshape(-1) for array in new))
-    return tuple(new)
+    if not (p.flags.c_contiguous and m.flags.c_contiguous and v.flags.c_contiguous):
+        return NotImplemented  # their rows would be copies
+    flat = (array.reshape(-1) for array in (p, g, m, v))
+    _adamw(*flat, float(step), float(lr), beta1, beta2, eps, decay)
+    return None

@@ -89,7 +89,7 @@ class Conformer:
         if isinstance(form, Subsampling) and self.frozen:
             x, valid = subsample(inputs, valid, self.p.front_end, scale=form.scale)
         elif isinstance(form, Subsampling):
-            x, valid, cache = subsampling_forward(inputs, valid, self.p.front_end, scale=form.scale)
+            x, valid, cache = subsampling_forward(inputs, valid, self.p.front_end, scale=form.scale, below=False)
         else:
             x, valid, cache = stages_forward(inputs, valid, self.p.front_end, stages=form.stages, params=params)
         positions = position_table(x.shape[1], x.shape[2], self.config.form.attention, x.dtype, xp)

@@ -129,7 +129,7 @@ def branch_forward(
                 causal=form.causal,
                 activation=form.activation,
                 eps=form.eps,
-                train=context.training is not None,
+                total=None if context.training is None else context.training.total,
                 params=params,
             )
         case "ffn1" | "ffn2":

@@ -36,6 +36,7 @@ from minihra.ops import (
     running_norm_backward,
     running_norm_forward,
 )
+from minihra.tree import Total
 
 InnerNormCache = LayerNormCache | BatchNormCache | RunningNormCache | None
 
@@ -78,13 +79,13 @@ def convolution_forward(
     causal: bool = False,
     activation: str = "swish",
     eps: float = EPS,
-    train: bool = False,
+    total: Total | None = None,
     params: bool = True,
 ) -> tuple[Array, BatchStatistics | None, ConvolutionCache]:
     """Map x (B, T, C) to the branch u (B, T, C); `eps` is that of the layer norms.
 
-    `statistics` is None where the inner norm is no batch norm. Returns u, the new running statistics (the old ones
-    unless `train`) and the cache.
+    `statistics` is None where the inner norm is no batch norm, and `total` None where it is not to be trained. Returns
+    u, the running statistics, new ones if there is a total, and the cache.
     """
     a, norm = layer_norm_forward(x, p.norm, eps=eps, params=params)  # (1)
     a, pointwise1 = linear_forward(a, p.pointwise1, params=params)  # (2)
@@ -94,8 +95,8 @@ def convolution_forward(
     match p.inner_norm:
         case LayerNormParams():
             a, inner_norm = layer_norm_forward(a, p.inner_norm, eps=eps, params=params)  # (5)
-        case BatchNormParams() if train:
-            a, statistics, inner_norm = batch_norm_forward(a, valid, statistics, p.inner_norm)  # (5)
+        case BatchNormParams() if total is not None:
+            a, statistics, inner_norm = batch_norm_forward(a, valid, statistics, p.inner_norm, total=total)  # (5)
         case BatchNormParams():
             a, inner_norm = running_norm_forward(a, statistics, p.inner_norm, params=params)  # (5)
     a, bend = ACTIVATIONS[activation].forward(a)  # (6)

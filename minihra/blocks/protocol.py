@@ -9,7 +9,7 @@ network: for HRA, the controller's state. The backward walks the same sites down
 from typing import Any, NamedTuple, Protocol
 
 from minihra.arrays import Array
-from minihra.tree import Tree
+from minihra.tree import Total, Tree, whole
 
 
 class Training(NamedTuple):
@@ -17,6 +17,11 @@ class Training(NamedTuple):
 
     keep: Array | None  # (L, steps, B, T, C)  bool; None = no dropout
     rate: float
+    total: Total = whole
+
+    def part(self, rows: Array, frames: int, total: Total) -> "Training":
+        """Return that of some rows of the batch, of `frames` frames at most, whose sums `total` adds to the others'."""
+        return Training(None if self.keep is None else self.keep[:, :, rows, :frames], self.rate, total)
 
 
 class Context(NamedTuple):

@@ -43,15 +43,17 @@ class SeparableConv2dCache(NamedTuple):
 
 
 def separable_conv2d_forward(
-    x: Array, valid: Array, p: SeparableConv2dParams, *, params: bool = True
+    x: Array, valid: Array, p: SeparableConv2dParams, *, params: bool = True, below: bool = True
 ) -> tuple[Array, SeparableConv2dCache]:
     """Convolve x (B, T, F, I) to y (B, ceil(T/2), ceil(F/2), O)."""
-    a, depthwise = depthwise_conv2d_forward(x, valid, p.depthwise, params=params)  # (1)
+    a, depthwise = depthwise_conv2d_forward(x, valid, p.depthwise, params=params, below=below)  # (1)
     y, pointwise = linear_forward(a, p.pointwise, params=params)  # (2)
     return y, SeparableConv2dCache(depthwise, pointwise)
 
 
-def separable_conv2d_backward(dy: Array, cache: SeparableConv2dCache) -> tuple[Array, SeparableConv2dParams | None]:
+def separable_conv2d_backward(
+    dy: Array, cache: SeparableConv2dCache
+) -> tuple[Array | None, SeparableConv2dParams | None]:
     """Return dx (B, T, F, I) and dp for dy (B, ceil(T/2), ceil(F/2), O)."""
     da, dpointwise = linear_backward(dy, cache.pointwise)  # (2)
     dx, ddepthwise = depthwise_conv2d_backward(da, cache.depthwise)  # (1)
@@ -79,12 +81,21 @@ BACKWARD = {Conv2dCache: conv2d_backward, SeparableConv2dCache: separable_conv2d
 
 
 def subsampling_forward(
-    features: Array, valid: Array, p: SubsamplingParams, *, scale: float = 1.0, params: bool = True
+    features: Array,
+    valid: Array,
+    p: SubsamplingParams,
+    *,
+    scale: float = 1.0,
+    params: bool = True,
+    below: bool = True,
 ) -> tuple[Array, Array, SubsamplingCache]:
-    """Map features (B, T, F) to x (B, T', C). Returns x, its mask (B, T') and the cache."""
+    """Map features (B, T, F) to x (B, T', C). Returns x, its mask (B, T') and the cache.
+
+    `below=False` says that nobody wants the gradient of the features.
+    """
     a, convs, relus = features[..., None], [], []
-    for conv in p.convs:
-        a, cache = FORWARD[type(conv)](a, valid, conv, params=params)  # (1)
+    for n, conv in enumerate(p.convs):
+        a, cache = FORWARD[type(conv)](a, valid, conv, params=params, below=below or n > 0)  # (1)
         a, relu = relu_forward(a)  # (2)
         valid = halve(valid)
         convs.append(cache)
@@ -93,7 +104,7 @@ def subsampling_forward(
     return scale * x, valid, SubsamplingCache(tuple(convs), tuple(relus), out, scale)  # (4)
 
 
-def subsampling_backward(dx: Array, cache: SubsamplingCache) -> tuple[Array, SubsamplingParams | None]:
+def subsampling_backward(dx: Array, cache: SubsamplingCache) -> tuple[Array | None, SubsamplingParams | None]:
     """Return dfeatures (B, T, F) and dp for dx (B, T', C)."""
     da, dout = linear_backward(cache.scale * dx, cache.out)  # (4) (3)
     da, dconvs = da.reshape(cache.relus[-1].positive.shape), []
@@ -101,10 +112,11 @@ def subsampling_backward(dx: Array, cache: SubsamplingCache) -> tuple[Array, Sub
         da = relu_backward(da, relu)  # (2)
         da, dconv = BACKWARD[type(conv)](da, conv)  # (1)
         dconvs.append(dconv)
-    return da[..., 0], None if dout is None else SubsamplingParams(tuple(reversed(dconvs)), dout)
+    dfeatures = None if da is None else da[..., 0]
+    return dfeatures, None if dout is None else SubsamplingParams(tuple(reversed(dconvs)), dout)
 
 
 @hot
 def subsample(features: Array, valid: Array, p: SubsamplingParams, *, scale: float = 1.0) -> tuple[Array, Array]:
     """Return x (B, T', C) and its mask (B, T') alone, for a frozen front end: no backward goes below its output."""
-    return subsampling_forward(features, valid, p, scale=scale, params=False)[:2]
+    return subsampling_forward(features, valid, p, scale=scale, params=False, below=False)[:2]

@@ -20,8 +20,8 @@ def adamw_update(
     beta2: float = 0.999,
     eps: float = 1e-8,
     decay: float = 0.0,
-) -> tuple[Array, Array, Array]:
-    """Return the new p, m, v (...) for the gradient g (...).
+) -> None:
+    """Move p, m and v (...) in place, by the gradient g (...).
 
     `step` (1 at the first update) and `lr` are 0-d float64 arrays: the corrections 1 - beta^step lose half their digits
     in float32, and a captured GPU graph can read them anew.
@@ -30,6 +30,6 @@ def adamw_update(
     first = (lr / (1 - beta1**step)).astype(p.dtype)
     second = (1 / (1 - beta2**step)).astype(p.dtype)
     shrink = (1 - lr * decay).astype(p.dtype)
-    m = beta1 * m + (1 - beta1) * g  # (1)
-    v = beta2 * v + (1 - beta2) * (g * g)  # (2)
-    return shrink * p - first * m / (xp.sqrt(v * second) + eps), m, v  # (3)
+    m[...] = beta1 * m + (1 - beta1) * g  # (1)
+    v[...] = beta2 * v + (1 - beta2) * (g * g)  # (2)
+    p[...] = shrink * p - first * m / (xp.sqrt(v * second) + eps)  # (3)

@@ -24,10 +24,19 @@ class Conv2dParams(NamedTuple):
 class Conv2dCache(NamedTuple):
     """What `conv2d_backward` reads."""
 
-    padded: Array | None  # (B, T+2, F+2, I)  None when the parameters are frozen
+    x: Array | None  # (B, T, F, I)  None when the parameters are frozen
     frequencies: int  # F
     valid: Array  # (B, T)
     p: Conv2dParams
+    below: bool
+
+
+def bordered(x: Array, valid: Array) -> Array:
+    """Return x (B, T, F, I) with zeros around it and on padded frames: (B, T+2, F+2, I)."""
+    B, T, F, I = x.shape
+    padded = array_module(x).zeros((B, T + 2, F + 2, I), x.dtype)
+    padded[:, 1 : T + 1, 1 : F + 1] = hide(x, valid)
+    return padded
 
 
 def taps(T2: int, F2: int) -> Iterator[tuple[slice, slice, slice]]:
@@ -42,30 +51,35 @@ def patches_of(padded: Array, T2: int, F2: int) -> Array:
     return array_module(padded).stack([padded[tap] for tap in taps(T2, F2)], axis=3).reshape(-1, 9 * padded.shape[3])
 
 
-def conv2d_forward(x: Array, valid: Array, p: Conv2dParams, *, params: bool = True) -> tuple[Array, Conv2dCache]:
-    """Convolve x (B, T, F, I) to y (B, ceil(T/2), ceil(F/2), O), which is 0 on padded frames."""
-    xp, (B, T, F, _), (*_, I, O) = array_module(x), x.shape, p.W.shape
+def conv2d_forward(
+    x: Array, valid: Array, p: Conv2dParams, *, params: bool = True, below: bool = True
+) -> tuple[Array, Conv2dCache]:
+    """Convolve x (B, T, F, I) to y (B, ceil(T/2), ceil(F/2), O), which is 0 on padded frames.
+
+    `below=False` says that nobody wants the gradient of x.
+    """
+    (B, T, F, _), (*_, I, O) = x.shape, p.W.shape
     T2, F2 = (T + 1) // 2, (F + 1) // 2
-    padded = xp.zeros((B, T + 2, F + 2, I), x.dtype)
-    padded[:, 1 : T + 1, 1 : F + 1] = hide(x, valid)  # (1)
-    y = (patches_of(padded, T2, F2) @ p.W.reshape(9 * I, O) + p.b).reshape(B, T2, F2, O)  # (2) (3)
-    return hide(y, halve(valid)), Conv2dCache(padded if params else None, F, valid, p)  # (4)
+    patches = patches_of(bordered(x, valid), T2, F2)  # (1) (2)
+    y = (patches @ p.W.reshape(9 * I, O) + p.b).reshape(B, T2, F2, O)  # (3)
+    return hide(y, halve(valid)), Conv2dCache(x if params else None, F, valid, p, below)  # (4)
 
 
-def conv2d_backward(dy: Array, cache: Conv2dCache) -> tuple[Array, Conv2dParams | None]:
+def conv2d_backward(dy: Array, cache: Conv2dCache) -> tuple[Array | None, Conv2dParams | None]:
     """Return dx (B, T, F, I), 0 on padded frames, and dp for dy (B, ceil(T/2), ceil(F/2), O)."""
-    padded, F, valid, p = cache
+    x, F, valid, p, below = cache
     (B, T2, F2, O), T, I = dy.shape, valid.shape[1], p.W.shape[2]
-    rows = hide(dy, halve(valid)).reshape(-1, O)  # (4)
-    dpatches = (rows @ p.W.reshape(9 * I, O).T).reshape(B, T2, F2, 9, I)  # (3)
-    dpadded = array_module(dy).zeros((B, T + 2, F + 2, I), dy.dtype)
-    for n, tap in enumerate(taps(T2, F2)):
-        dpadded[tap] += dpatches[:, :, :, n]  # (2)
-    dx = hide(dpadded[:, 1 : T + 1, 1 : F + 1], valid)  # (1)
-    if padded is None:
-        return dx, None
-    dW = (patches_of(padded, T2, F2).T @ rows).reshape(p.W.shape)  # (3)
-    return dx, Conv2dParams(dW, rows.sum(0))  # (3)
+    rows, dx, dp = hide(dy, halve(valid)).reshape(-1, O), None, None  # (4)
+    if x is not None:
+        dW = patches_of(bordered(x, valid), T2, F2).T @ rows  # (3)
+        dp = Conv2dParams(dW.reshape(p.W.shape), rows.sum(0))  # (3)
+    if below:
+        dpatches = (rows @ p.W.reshape(9 * I, O).T).reshape(B, T2, F2, 9, I)  # (3)
+        dpadded = array_module(dy).zeros((B, T + 2, F + 2, I), dy.dtype)
+        for n, tap in enumerate(taps(T2, F2)):
+            dpadded[tap] += dpatches[:, :, :, n]  # (2)
+        dx = hide(dpadded[:, 1 : T + 1, 1 : F + 1], valid)  # (1)
+    return dx, dp
 
 
 class DepthwiseConv2dParams(NamedTuple):
@@ -78,37 +92,40 @@ class DepthwiseConv2dParams(NamedTuple):
 class DepthwiseConv2dCache(NamedTuple):
     """What `depthwise_conv2d_backward` reads."""
 
-    padded: Array | None  # (B, T+2, F+2, C)  None when the parameters are frozen
+    x: Array | None  # (B, T, F, C)  None when the parameters are frozen
     frequencies: int  # F
     valid: Array  # (B, T)
     p: DepthwiseConv2dParams
+    below: bool
 
 
 def depthwise_conv2d_forward(
-    x: Array, valid: Array, p: DepthwiseConv2dParams, *, params: bool = True
+    x: Array, valid: Array, p: DepthwiseConv2dParams, *, params: bool = True, below: bool = True
 ) -> tuple[Array, DepthwiseConv2dCache]:
     """Convolve each channel of x (B, T, F, C) to y (B, ceil(T/2), ceil(F/2), C), which is 0 on padded frames."""
     xp, (B, T, F, C), W = array_module(x), x.shape, p.W.reshape(9, -1)
     T2, F2 = (T + 1) // 2, (F + 1) // 2
-    padded = xp.zeros((B, T + 2, F + 2, C), x.dtype)
-    padded[:, 1 : T + 1, 1 : F + 1] = hide(x, valid)  # (1)
-    y = xp.zeros((B, T2, F2, C), x.dtype)
+    padded, y = bordered(x, valid), xp.zeros((B, T2, F2, C), x.dtype)  # (1)
     for n, tap in enumerate(taps(T2, F2)):
         y += padded[tap] * W[n]  # (2)
     y += p.b  # (3)
-    return hide(y, halve(valid)), DepthwiseConv2dCache(padded if params else None, F, valid, p)  # (4)
+    return hide(y, halve(valid)), DepthwiseConv2dCache(x if params else None, F, valid, p, below)  # (4)
 
 
-def depthwise_conv2d_backward(dy: Array, cache: DepthwiseConv2dCache) -> tuple[Array, DepthwiseConv2dParams | None]:
+def depthwise_conv2d_backward(
+    dy: Array, cache: DepthwiseConv2dCache
+) -> tuple[Array | None, DepthwiseConv2dParams | None]:
     """Return dx (B, T, F, C), 0 on padded frames, and dp for dy (B, ceil(T/2), ceil(F/2), C)."""
-    padded, F, valid, p = cache
+    x, F, valid, p, below = cache
     xp, (B, T2, F2, C), T, W = array_module(dy), dy.shape, valid.shape[1], p.W.reshape(9, -1)
-    dy = hide(dy, halve(valid))  # (4)
-    dpadded = xp.zeros((B, T + 2, F + 2, C), dy.dtype)
-    for n, tap in enumerate(taps(T2, F2)):
-        dpadded[tap] += dy * W[n]  # (2)
-    dx = hide(dpadded[:, 1 : T + 1, 1 : F + 1], valid)  # (1)
-    if padded is None:
-        return dx, None
-    dW = xp.stack([(padded[tap] * dy).sum((0, 1, 2)) for tap in taps(T2, F2)]).reshape(3, 3, C)  # (2)
-    return dx, DepthwiseConv2dParams(dW, dy.sum((0, 1, 2)))  # (2) (3)
+    dy, dx, dp = hide(dy, halve(valid)), None, None  # (4)
+    if x is not None:
+        padded = bordered(x, valid)  # (1)
+        dW = xp.stack([(padded[tap] * dy).sum((0, 1, 2)) for tap in taps(T2, F2)])  # (2)
+        dp = DepthwiseConv2dParams(dW.reshape(p.W.shape), dy.sum((0, 1, 2)))  # (2) (3)
+    if below:
+        dpadded = xp.zeros((B, T + 2, F + 2, C), dy.dtype)
+        for n, tap in enumerate(taps(T2, F2)):
+            dpadded[tap] += dy * W[n]  # (2)
+        dx = hide(dpadded[:, 1 : T + 1, 1 : F + 1], valid)  # (1)
+    return dx, dp

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from minihra.arrays import Array, array_module
 from minihra.masks import hide
+from minihra.tree import Total, whole
 
 EPS = 1e-5
 MOMENTUM = 0.1
@@ -77,7 +78,9 @@ class BatchNormCache(NamedTuple):
     normal: Array  # (B, T, C)  0 on padded frames
     scale: Array  # (C,)  1 / sqrt(var + eps)
     valid: Array  # (B, T)
+    frames: Array  # 0-d, how many of the whole batch are real; 1 where none is
     p: BatchNormParams
+    total: Total
 
 
 def batch_norm_forward(
@@ -88,18 +91,19 @@ def batch_norm_forward(
     *,
     eps: float = EPS,
     momentum: float = MOMENTUM,
+    total: Total = whole,
 ) -> tuple[Array, BatchStatistics, BatchNormCache]:
     """Normalise x (B, T, C) over the valid frames of the batch; padded frames become 0.
 
-    Returns y (B, T, C), the new running statistics and the cache. A batch without a valid frame leaves them as they
-    are.
+    Where x is a part of a batch, `total` adds up what all parts have. Returns y (B, T, C), the new running statistics
+    and the cache. A batch without a valid frame leaves them as they are.
     """
     xp = array_module(x)
-    n = valid.sum().astype(x.dtype)
+    n, sums = total((valid.sum().astype(x.dtype), hide(x, valid).sum((0, 1))))
     frames = xp.maximum(n, 1)
-    mean = hide(x, valid).sum((0, 1)) / frames  # (1)
+    mean = sums / frames  # (1)
     centred = hide(x - mean, valid)  # (2)
-    var = (centred * centred).sum((0, 1)) / frames  # (3)
+    var = total((centred * centred).sum((0, 1))) / frames  # (3)
     scale = 1 / xp.sqrt(var + eps)  # (4)
     normal = centred * scale  # (5)
     y = hide(normal * p.g + p.b, valid)  # (6)
@@ -108,18 +112,18 @@ def batch_norm_forward(
     running = BatchStatistics(
         statistics.mean + weight * (mean - statistics.mean), statistics.var + weight * (unbiased - statistics.var)
     )
-    return y, running, BatchNormCache(normal, scale, valid, p)
+    return y, running, BatchNormCache(normal, scale, valid, frames, p, total)
 
 
 def batch_norm_backward(dy: Array, cache: BatchNormCache) -> tuple[Array, BatchNormParams]:
     """Return dx (B, T, C), 0 on padded frames, and dp for dy (B, T, C)."""
-    normal, scale, valid, p = cache
-    frames = array_module(dy).maximum(valid.sum().astype(dy.dtype), 1)
+    normal, scale, valid, frames, p, total = cache
     dy = hide(dy, valid)  # (6)
-    dg, db = (dy * normal).sum((0, 1)), dy.sum((0, 1))  # (6)
+    dp = BatchNormParams((dy * normal).sum((0, 1)), dy.sum((0, 1)))  # (6)
+    dg, db = total(dp)
     dnormal = dy * p.g  # (6)
     dx = (dnormal - p.g * (db + normal * dg) / frames) * scale  # (5) (4) (3) (2) (1)
-    return hide(dx, valid), BatchNormParams(dg, db)
+    return hide(dx, valid), dp
 
 
 class RunningNormCache(NamedTuple):
