@@ -34,6 +34,7 @@ from minihra.ops import PAIRS, Pair
 from minihra.tree import Tree, children, from_leaves, leaves
 
 B, T, C, A, K, H, R, F, V = 4, 7, 6, 3, 5, 8, 10, 9, 11
+WIDE = 16  # of heads that have a twin: it leaves narrower ones to the reference
 LENGTHS = (7, 4, 1, 0)
 LABELS = np.array([[3, 3, 1], [5, 10, 0], [2, 0, 0], [0, 0, 0]])
 LABEL_LENGTHS = np.array([3, 2, 1, 0])
@@ -126,7 +127,7 @@ def map_outputs(cache: Tree) -> Array:
 
 def layer_cases() -> list[Case]:
     """Return a case for every pair of the switchboard; some have several."""
-    return [*pointwise_cases(), *time_cases(), *adapter_cases()]
+    return [*pointwise_cases(), *time_cases(), *adapter_cases(), *head_cases(WIDE, WIDE, WIDE, ", wide")]
 
 
 def pair_case(pair: str, variant: str, arguments: dict[str, Tree], **more: Any) -> Case:
@@ -229,26 +230,22 @@ def time_cases() -> list[Case]:
 
 def adapter_cases() -> list[Case]:
     """Return the cases of the cells and heads."""
-    h = numbers(B, T, H)
-    heads = {
-        head: {task: filled_head(head, C, H, R, k) for task, k in (("ann", 20), ("bob", 24), ("eve", 28))}
-        for head in ("linear", "ffn")
-    }
     cells = {cell: "no_recurrence" if cell == "none" else cell for cell in CELLS}
     return [
         *(
             pair_case(pair, "", {"x": numbers(5, C, k=9), "h": numbers(5, H, k=8), "p": filled_cell(cell, C, H)})
             for cell, pair in cells.items()
         ),
-        pair_case("ffn_head", "", {"h": h, "p": heads["ffn"]["ann"]}, timed=("h",)),
-        *(
-            pair_case(
-                "grouped_heads",
-                head,
-                {"h": h, "heads": heads[head]},
-                constants={"segments": SEGMENTS},
-                timed=("h",),
-            )
-            for head in heads
-        ),
+        pair_case("ffn_head", "", {"h": numbers(B, T, H), "p": filled_head("ffn", C, H, R, 20)}, timed=("h",)),
+        *head_cases(C, H, R),
     ]
+
+
+def head_cases(C: int, H: int, R: int, variant: str = "") -> list[Case]:
+    """Return the cases of mixed-task heads of these widths."""
+    cases = []
+    for head in ("linear", "ffn"):
+        heads = {task: filled_head(head, C, H, R, k) for task, k in (("ann", 20), ("bob", 24), ("eve", 28))}
+        arguments, more = {"h": numbers(B, T, H), "heads": heads}, {"segments": SEGMENTS}
+        cases.append(pair_case("grouped_heads", head + variant, arguments, constants=more, timed=("h",)))
+    return cases

@@ -69,7 +69,7 @@ def infer_parts(
         logits, valid = infer(recogniser.model, *pad([features[row] for row in rows]), edit)
         return [row[real] for row, real in zip(logits, valid, strict=True)]
 
-    parts = parts_of([len(one) for one in features])
+    parts = parts_of([len(one) for one in features], tasks)
     logits = chain.from_iterable(share([partial(infer_part, rows) for rows in parts]))
     by_row = dict(zip(np.concatenate(parts).tolist(), logits, strict=True))
     return [by_row[row] for row in range(len(features))]

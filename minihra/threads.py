@@ -8,8 +8,8 @@ the process may use.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from functools import cache, reduce
 from threading import Barrier, BrokenBarrierError, Lock, local
 from typing import Any, TypeVar
@@ -108,18 +108,40 @@ def alone() -> bool:
     return getattr(_HERE, "worker", False) or threads() == 1
 
 
-def share(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
+@contextmanager
+def _as_worker() -> Iterator[None]:
+    before, _HERE.worker = getattr(_HERE, "worker", False), True
+    try:
+        yield
+    finally:
+        _HERE.worker = before
+
+
+def share(tasks: Sequence[Callable[[], Result]], *, products: bool = True) -> list[Result]:
     """Run the tasks on all threads, one-thread BLAS in each, and return their results in order.
 
-    A single task has the threads of BLAS to itself.
+    The caller's thread is one of them: it need not be woken. A single task has the threads of BLAS to itself.
+    `products=False` says that none calls BLAS.
     """
     number = threads()  # its first call gives BLAS the number
     if len(tasks) == 1:
         return [tasks[0]()]
-    with one_thread_blas():
-        if alone():
-            return [task() for task in tasks]
-        return list(_pool(number).map(lambda task: task(), tasks))
+    helpers = 0 if alone() else min(number, len(tasks)) - 1
+    results, waiting = {}, iter(enumerate(tasks))
+
+    def work() -> None:
+        for place, task in waiting:
+            results[place] = task()
+
+    with one_thread_blas() if products else nullcontext(), _as_worker():
+        others = [_pool(number - 1).submit(work) for _ in range(helpers)]
+        try:
+            work()
+        finally:
+            wait(others)
+    for other in others:
+        other.result()
+    return [results[place] for place in range(len(tasks))]
 
 
 class _Meeting:

@@ -177,7 +177,7 @@ class Adaptation:
         """Return loss and gradients, of the parts of the batch one by one; nothing is drawn."""
         self.adapter.hra.edit(batch.tasks)  # mistakes are told with their rows of the batch, and not of a part
         pack_labels(batch.labels, self.recogniser.model.config.labels, self.recogniser.tokenizer.blank)
-        parts = parts_of(batch.lengths)
+        parts = parts_of(batch.lengths, batch.tasks)
         return joined(parts, weighed(share([partial(self.gradients_of, batch.part(rows)) for rows in parts])))
 
     def gradients_of(self, batch: Batch) -> tuple[Loss, Tree]:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -59,7 +60,25 @@ def test_one_thread_works_alone() -> None:
     assert share([threading.get_ident] * 4) == [threading.get_ident()] * 4
     set_threads(2)
     assert not alone()
-    assert threading.get_ident() not in share([threading.get_ident] * 4)
+
+
+def test_the_caller_works_too_and_waits_for_the_others() -> None:
+    set_threads(2)
+    barrier, done = threading.Barrier(2, timeout=20), []
+
+    def task(n: int) -> int:
+        barrier.wait()
+        if n == 0:
+            raise ZeroDivisionError("the first")
+        time.sleep(0.05)
+        done.append(n)
+        return threading.get_ident()
+
+    assert threading.get_ident() in share([partial(task, n) for n in (1, 2)])
+    assert not alone() and sorted(done) == [1, 2]
+    with pytest.raises(ZeroDivisionError, match="the first"):
+        share([partial(task, n) for n in (0, 3)])
+    assert not alone() and done[2:] == [3] and blas_threads() == {2}
 
 
 def test_a_single_task_keeps_the_threads_of_blas() -> None:
@@ -182,6 +201,10 @@ def test_parts() -> None:
         set_threads(number)
         assert len(parts_of([LEAST_FRAMES] * 5)) == parts
     assert len(parts_of([LEAST_FRAMES // 10] * 5)) == 1
+    set_threads(2)
+    lengths, tasks = [LEAST_FRAMES] * 6 + [0], [*"bababa", "c"]
+    assert [part.tolist() for part in parts_of(lengths)] == [[0, 1, 2], [3, 4, 5, 6]]
+    assert [part.tolist() for part in parts_of(lengths, tasks)] == [[1, 0, 2], [3, 5, 4, 6]]
     assert [part.tolist() for part in parts_of([0, 0])] == [[0, 1]]
 
 

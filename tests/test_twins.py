@@ -55,7 +55,7 @@ def larger_cases() -> list[Case]:
         Case(
             "grouped_heads, without bias",
             PAIRS["grouped_heads"],
-            {"h": numbers(4, 3, 5), "heads": {t: LinearParams(numbers(5, 6, k=1), None) for t in ("ann", "bob")}},
+            {"h": numbers(4, 3, 17), "heads": {t: LinearParams(numbers(17, 18, k=1), None) for t in ("ann", "bob")}},
             {"segments": (("ann", 0, 1), ("bob", 1, 4))},
         ),
         Case("linear, large without bias", PAIRS["linear"], {"x": numbers(37, 600), "p": LinearParams(W, None)}),
@@ -98,7 +98,8 @@ def larger_cases() -> list[Case]:
 
 ALL = [*layer_cases(), *larger_cases()]
 SUBSAMPLE = twins_in(UNPAIRED["subsample"]).subsample
-CASES = {case.name: case for case in ALL if case.name.partition(",")[0] in TWINS}
+NARROW = {"grouped_heads, linear", "grouped_heads, ffn"}  # which the twin leaves to the reference
+CASES = {case.name: case for case in ALL if case.name.partition(",")[0] in TWINS and case.name not in NARROW}
 
 
 def cast(tree: Tree, dtype: type) -> Tree:
@@ -307,26 +308,71 @@ def test_fused_front_end_leaves_others_to_the_reference(monkeypatch: pytest.Monk
         assert bool(taken) == is_alone
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("head", ["linear", "ffn"])
-def test_large_batches_of_heads_are_shared_among_the_threads(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the same results: tasks of many rows and of few, more and fewer tasks than threads."""
+@pytest.mark.parametrize("widths", [(16, 16, 16), (19, 33, 23)])  # H, C, R
+def test_heads_in_one_loop(
+    widths: tuple[int, int, int], head: str, dtype: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether threads share them or not: tasks of many rows and of few, more and fewer tasks than threads."""
     file = twins_in(TWINS["grouped_heads"])
-    rng, (T, H, C, R) = np.random.default_rng(0), (3, 4, 5, 6)
-    for sizes in ([1], [7], [5, 1, 1], [1, 1, 9, 2, 1, 3]):
+    rng, T, (H, C, R) = np.random.default_rng(0), 3, widths
+    for sizes, params in (([1], True), ([7], True), ([5, 1, 1], False), ([1, 1, 9, 2, 1, 3], True)):
         ends = np.cumsum(sizes).tolist()
-        heads = {f"t{n}": cast(filled_head(head, C, H, R, n), np.float32) for n in range(len(sizes))}
+        heads = {f"t{n}": cast(filled_head(head, C, H, R, n), dtype) for n in range(len(sizes))}
         segments = tuple((f"t{n}", end - size, end) for n, (size, end) in enumerate(zip(sizes, ends, strict=True)))
-        h, do = (rng.standard_normal((ends[-1], T, width), np.float32) for width in (H, C))
-        wanted, wanted_cache = reference_of(PAIRS["grouped_heads"].forward)(h, heads, segments=segments)
+        h, do = (rng.standard_normal((ends[-1], T, width)).astype(dtype) for width in (H, C))
+        how: dict[str, Any] = {"segments": segments, "params": params}
+        wanted, wanted_cache = reference_of(PAIRS["grouped_heads"].forward)(h, heads, **how)
         gradients = reference_of(PAIRS["grouped_heads"].backward)(do, wanted_cache)
-        for threads in (2, 4):
-            monkeypatch.setattr(file, "WORTH", 1)
+        for worth, threads in ((10**9, 2), (1, 2), (1, 5)):
+            monkeypatch.setattr(file, "WORTH", worth)
             monkeypatch.setattr(file, "threads", lambda threads=threads: threads)
-            parts = file.portions(segments)
-            assert sum(parts, ()) == segments and all(parts) and len(parts) <= threads
-            o, cache = file.grouped_heads_forward(h, heads, segments=segments)
-            assert_same((o, cache), (wanted, wanted_cache), np.float32)
-            assert_same(file.grouped_heads_backward(do, cache), gradients, np.float32)
+            o, cache = file.grouped_heads_forward(h, heads, **how)
+            assert_same((o, cache), (wanted, wanted_cache), dtype)
+            assert_same(file.grouped_heads_backward(do, cache), gradients, dtype)
+            assert_same(file.grouped_heads_backward(do, wanted_cache), gradients, dtype)
+
+
+@pytest.mark.parametrize(("is_alone", "T", "left"), [(False, 256, True), (False, 255, False), (True, 256, False)])
+def test_few_tasks_with_much_to_do_have_the_threads_of_blas(
+    is_alone: bool, T: int, left: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, h = twins_in(TWINS["grouped_heads"]), np.zeros((2, T, 16), np.float32)
+    heads = {task: cast(filled_head("linear", 16, 16, 16, 0), np.float32) for task in ("ann", "bob")}
+    segments = (("ann", 0, 1), ("bob", 1, 2))
+    _, cache = reference_of(PAIRS["grouped_heads"].forward)(h, heads, segments=segments)
+    monkeypatch.setattr(file, "alone", lambda: is_alone)
+    assert (file.grouped_heads_forward(h, heads, segments=segments) is NotImplemented) == left
+    assert (file.grouped_heads_backward(h, cache) is NotImplemented) == left
+
+
+def test_heads_that_a_loop_would_misread_are_left_to_the_reference() -> None:
+    """Narrow ones, of another type, that lie by columns or have not the same shape, and those of two kinds."""
+    forward, backward = (getattr(twins_in("heads"), f"grouped_heads_{way}") for way in ("forward", "backward"))
+    h = np.random.default_rng(0).standard_normal((2, 3, 20)).astype(np.float32)
+    segments = (("ann", 0, 1), ("bob", 1, 2))
+    good, ffn = (cast(filled_head(head, 17, 20, 16, 0), np.float32) for head in ("linear", "ffn"))
+    assert forward(h, {"ann": good, "bob": good}, segments=segments)[0].shape == (2, 3, 17)
+    others = [
+        good._replace(W=np.asfortranarray(good.W)),
+        good._replace(W=good.W.astype(np.float64)),
+        good._replace(b=good.b[:-1]),
+        good._replace(W=good.W[:, :-1], b=good.b[:-1]),
+        ffn,
+    ]
+    for other in others:
+        assert forward(h, {"ann": good, "bob": other}, segments=segments) is NotImplemented
+    narrow = cast(filled_head("linear", 15, 20, 16, 0), np.float32)
+    assert forward(h, {"ann": narrow, "bob": narrow}, segments=segments) is NotImplemented
+    _, cache = forward(h, {"ann": good, "bob": good}, segments=segments)
+    by_columns = cache.heads["bob"]._replace(x=np.asfortranarray(h[1:2]))
+    do = np.ones((2, 3, 17), np.float32)
+    assert backward(do, cache._replace(heads=cache.heads | {"bob": by_columns})) is NotImplemented
+    with pytest.raises(ValueError, match="shape"):
+        forward(h[..., :-1], {"ann": good, "bob": good}, segments=segments)
+    with pytest.raises(ValueError, match="shape"):
+        backward(do[..., :-1], cache)
 
 
 def shorter(*fields: str) -> Callable[[dict[str, Any]], dict[str, Any]]:

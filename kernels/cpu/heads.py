@@ -1,94 +1,214 @@
-"""Twins of mixed-task heads: the product of each task's rows goes straight into its place.
+"""Twins of mixed-task heads: all tasks of a batch in one compiled loop, which finds their matrices by their addresses.
 
-Large batches are shared among the threads, some tasks each.
+A call from Python for each head would cost as much as the product of one row of 100 frames, and threads would wait for
+the interpreter's lock. Threads share the frames of a batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from functools import partial
-from itertools import pairwise
-from typing import Any
+from itertools import repeat
+from typing import Any, NamedTuple
 
-from minihra.arrays import Array, array_module
+import numpy as np
+
+from minihra.arrays import Array
+from minihra.kernels.cpu.compiled import compiled, must_have
+from minihra.kernels.cpu.product import COLUMNS, Matrix, after, matrix, multiply, number_at
 from minihra.layers.activations import ReluCache
 from minihra.layers.heads import FFNHeadCache, FFNHeadParams, GroupedHeadsCache, HeadParams, Segments
 from minihra.layers.linear import LinearCache, LinearParams
 from minihra.threads import alone, share, threads
 
-WORTH = 2**22
+WORTH = 2**16
 """Elements of the result from which on it pays to wake the other threads."""
 
-
-def over_tasks(one_task: Callable[[str, slice], Any], segments: Segments, size: int) -> dict[str, Any]:
-    """Return one_task(task, its rows) of each segment by task, computed by several threads if it pays."""
-
-    def some_tasks(some: Segments) -> list[tuple[str, Any]]:
-        return [(task, one_task(task, slice(start, stop))) for task, start, stop in some]
-
-    if size < WORTH or alone():
-        return dict(some_tasks(segments))
-    results = share([partial(some_tasks, some) for some in portions(segments)])
-    return dict(pair for part in results for pair in part)
+MANY = 256
+"""Frames of a task, on average, from which on the threads of BLAS are faster, for a caller who has them."""
 
 
-def portions(segments: Segments) -> list[Segments]:
-    """Return the segments in as many portions as there are threads, of about as many rows each."""
-    rows, n = segments[-1][2], threads()
-    cuts = [sum(start < rows * i / n for _, start, _ in segments) for i in range(n + 1)]
-    return [segments[i:j] for i, j in pairwise(cuts) if i < j]
+@compiled
+def _address(array: Array) -> int:
+    """Return where an array lies: in a tenth of the time that NumPy takes to tell."""
+    return np.intp(array.ctypes.data)
 
 
-def flat(x: Array) -> Array:
-    """Return x (B, T, H) as (B T, H)."""
-    return x.reshape(-1, x.shape[-1])
+@compiled
+def _maps(x: Array, starts: Array, Ws: Array, bs: Array, y: Array, low: int, high: int) -> None:
+    """Let the rows `low` ... of y (N, O) be those of x (N, I) by the map of their segment, which lies at Ws and bs."""
+    (_, I), O, number = x.shape, y.shape[1], x.dtype.type(0)
+    all_x, all_y = matrix(x, I), matrix(y, O)
+    for n in range(len(Ws)):
+        first, last = max(low, starts[n]), min(high, starts[n + 1])
+        if first < last:
+            W, b = Matrix(Ws[n], 0, O, 1), Matrix(bs[n], 0, 0, 1)
+            multiply(number, last - first, I, O, after(all_x, first * I), W, b, after(all_y, first * O))
+
+
+@compiled
+def _maps_back(
+    dy: Array,
+    starts: Array,
+    Ws: Array,
+    xs: Array,
+    dx: Array,
+    dW: Array,
+    db: Array,
+    dW_cut: Array,
+    db_cut: Array,
+    low: int,
+    high: int,
+) -> None:
+    """Let the rows `low` ... of dx (N, I) be those of dy (N, O) by the turned matrix of their segment.
+
+    Where xs has the addresses of what went into the maps, let dW (S, I, O) and db (S, O) be the gradients; those of a
+    segment that has begun in other rows go to dW_cut (I, O) and db_cut (O,), to be added.
+    """
+    (_, O), I, number = dy.shape, dx.shape[1], dy.dtype.type(0)
+    all_dy, all_dx = matrix(dy, O), matrix(dx, I)
+    turned, zeros = np.empty((O, I), dy.dtype), np.zeros(max(I, O), dy.dtype)
+    zero = matrix(zeros, 0)
+    for n in range(len(Ws)):
+        first, last = max(low, starts[n]), min(high, starts[n + 1])
+        if first < last:
+            W, its_dy = Matrix(Ws[n], 0, O, 1), after(all_dy, first * O)
+            for o in range(O):
+                for i in range(I):
+                    turned[o, i] = number_at(number, W, i * O + o)
+            multiply(number, last - first, O, I, its_dy, matrix(turned, I), zero, after(all_dx, first * I))
+            if len(xs) > 0:
+                x = Matrix(xs[n], (first - starts[n]) * I, 1, I)  # turned: its rows are the features
+                its_dW, total = (dW_cut, db_cut) if first > starts[n] else (dW[n], db[n])
+                multiply(number, I, last - first, O, x, its_dy, zero, matrix(its_dW, O))
+                total[:] = 0
+                for row in range(first, last):
+                    for o in range(O):
+                        total[o] += dy[row, o]
+
+
+def portions(rows: int, size: int) -> list[tuple[int, int]]:
+    """Return from which row to which each thread computes: one for all, if the size of the result is not worth more."""
+    n = 1 if size < WORTH or alone() else threads()
+    return [(rows * i // n, rows * (i + 1) // n) for i in range(n)]
+
+
+def table_of(arrays: Sequence[Array], shapes: Iterable[tuple[int, ...]], dtype: np.dtype) -> Array | None:
+    """Return the addresses of arrays, or None if a loop would misread one: it has another shape or type, or does not
+    lie row by row.
+    """
+    for array, shape in zip(arrays, shapes, strict=True):
+        if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
+            return None
+    return np.array([_address(array) for array in arrays], np.int64)
+
+
+class Maps(NamedTuple):
+    """A linear map I -> O of each task in the batch, and where it lies."""
+
+    params: list[LinearParams]
+    Ws: Array  # (S,)  addresses
+    bs: Array  # (S,)
+    no_bias: Array  # (O,)  in place of a bias; it must live as long as its address
+
+
+def maps_of(params: list[LinearParams], dtype: np.dtype) -> Maps | None:
+    """Return the maps, or None if they are nothing for the loops."""
+    S, shape = len(params), params[0].W.shape
+    no_bias = np.zeros(shape[1], dtype)
+    Ws = table_of([p.W for p in params], repeat(shape, S), dtype)
+    bs = table_of([no_bias if p.b is None else p.b for p in params], repeat(no_bias.shape, S), dtype)
+    return None if Ws is None or bs is None or min(shape) < COLUMNS else Maps(params, Ws, bs, no_bias)
+
+
+def levels_of(heads: Sequence[Any]) -> list[list[Any]]:
+    """Return the linear maps that heads consist of, or the maps' caches, from below; nothing if there is no head, or
+    heads of several kinds.
+    """
+    kinds = {type(head) for head in heads}
+    if kinds in ({LinearParams}, {LinearCache}):
+        return [list(heads)]
+    if kinds in ({FFNHeadParams}, {FFNHeadCache}):
+        return [[head.up for head in heads], [head.down for head in heads]]
+    return []
+
+
+def left_to_blas(segments: Segments, frames: int) -> bool:
+    """Whether a caller has the threads of BLAS, and few tasks with much to do in a batch of so many frames."""
+    return not alone() and frames >= MANY * len(segments)
+
+
+def starts_of(segments: Segments, T: int) -> Array:
+    """Return where the frames of each segment begin, and where the last ones end: (S + 1,)."""
+    return T * np.array([start for _, start, _ in segments] + [segments[-1][2]], np.int64)
 
 
 def grouped_heads_forward(
     h: Array, heads: dict[str, HeadParams], *, segments: Segments, params: bool = True
 ) -> tuple[Array, GroupedHeadsCache]:
     """Map h (B, T, H), rows sorted by task, to o (B, T, C)."""
-    xp, p = array_module(h), heads[segments[0][0]]
-    C = (p.down if isinstance(p, FFNHeadParams) else p).W.shape[1]
-    o = xp.empty((*h.shape[:2], C), h.dtype)
-
-    def linear(x: Array, p: LinearParams, rows: slice) -> LinearCache:
-        place = flat(o[rows])
-        xp.matmul(flat(x), p.W, out=place)
-        if p.b is not None:
-            place += p.b
-        return LinearCache(x if params else None, p)
-
-    def one_task(task: str, rows: slice) -> LinearCache | FFNHeadCache:
-        p = heads[task]
+    (B, T, H), its = h.shape, [heads[task] for task, _, _ in segments]
+    levels = [maps_of(level, h.dtype) for level in levels_of(its)] if isinstance(h, np.ndarray) else []
+    if not levels or None in levels or left_to_blas(segments, B * T):
+        return NotImplemented
+    must_have((segments[-1][2], T, len(levels[0].params[0].W)), h)
+    starts, x, inputs = starts_of(segments, T), np.ascontiguousarray(h).reshape(B * T, H), []
+    for maps in levels:
+        if inputs:
+            np.maximum(x, 0, out=x)
+        inputs.append(x.reshape(B, T, -1))
+        y = np.empty((B * T, len(maps.no_bias)), x.dtype)
+        loop = partial(_maps, x, starts, maps.Ws, maps.bs, y)
+        share([partial(loop, *rows) for rows in portions(B * T, y.size)], products=False)
+        x = y
+    caches = {}
+    for (task, start, stop), p in zip(segments, its, strict=True):
+        kept = [x[start:stop] if params else None for x in inputs]
         if isinstance(p, LinearParams):
-            return linear(h[rows], p, rows)
-        a = flat(h[rows]) @ p.up.W
-        if p.up.b is not None:
-            a += p.up.b
-        a = xp.maximum(a, 0).reshape(*h[rows].shape[:2], -1)
-        up, relu = LinearCache(h[rows] if params else None, p.up), ReluCache(a > 0)
-        return FFNHeadCache(up, relu, linear(a, p.down, rows))
+            caches[task] = LinearCache(*kept, p)
+        else:
+            up, down = (LinearCache(x, q) for x, q in zip(kept, p, strict=True))
+            caches[task] = FFNHeadCache(up, ReluCache(inputs[1][start:stop] > 0), down)
+    return y.reshape(B, T, -1), GroupedHeadsCache(caches, segments)
 
-    return o, GroupedHeadsCache(over_tasks(one_task, segments, o.size), segments)
+
+def level_backward(
+    dy: Array, starts: Array, maps: Maps, xs: Array | None
+) -> tuple[Array, list[LinearParams] | list[None]]:
+    """Return dx (N, I) and the gradients of each map for dy (N, O); xs are the addresses of the frames that it met."""
+    (N, O), (I, _), S = dy.shape, maps.params[0].W.shape, len(maps.params)
+    dx, rows, frozen = np.empty((N, I), dy.dtype), portions(N, dy.size), xs is None
+    dW, db = (np.empty(shape, dy.dtype) for shape in ((0 if frozen else S, I, O), (0 if frozen else S, O)))
+    cut = np.empty((len(rows), I, O), dy.dtype), np.empty((len(rows), O), dy.dtype)
+    loop = partial(_maps_back, dy, starts, maps.Ws, np.empty(0, np.int64) if frozen else xs, dx, dW, db)
+    share([partial(loop, *its_cut, *its) for *its_cut, its in zip(*cut, rows, strict=True)], products=False)
+    if frozen:
+        return dx, [None] * S
+    for dW_cut, db_cut, (low, high) in zip(*cut, rows, strict=True):
+        if low < high and low not in starts:
+            n = np.searchsorted(starts, low) - 1
+            dW[n] += dW_cut
+            db[n] += db_cut
+    return dx, [LinearParams(dW[s], None if p.b is None else db[s]) for s, p in enumerate(maps.params)]
 
 
 def grouped_heads_backward(do: Array, cache: GroupedHeadsCache) -> tuple[Array, dict[str, HeadParams | None]]:
     """Return dh (B, T, H) and the gradients of the heads in the batch for do (B, T, C); other tasks have no entry."""
-    xp, first = array_module(do), cache.heads[cache.segments[0][0]]
-    H = (first.up if isinstance(first, FFNHeadCache) else first).p.W.shape[0]
-    dh = xp.empty((*do.shape[:2], H), do.dtype)
-
-    def gradients(dy: Array, its: LinearCache) -> LinearParams | None:
-        return None if its.x is None else LinearParams(flat(its.x).T @ dy, None if its.p.b is None else dy.sum(0))
-
-    def one_task(task: str, rows: slice) -> HeadParams | None:
-        its, dy, place = cache.heads[task], flat(do[rows]), flat(dh[rows])
-        if isinstance(its, LinearCache):
-            xp.matmul(dy, its.p.W.T, out=place)
-            return gradients(dy, its)
-        da = dy @ its.down.p.W.T
-        da *= flat(its.relu.positive)
-        xp.matmul(da, its.up.p.W.T, out=place)
-        ddown = gradients(dy, its.down)
-        return None if ddown is None else FFNHeadParams(gradients(da, its.up), ddown)
-
-    return dh, over_tasks(one_task, cache.segments, do.size)
+    (B, T, C), segments, its = do.shape, cache.segments, [cache.heads[task] for task, _, _ in cache.segments]
+    tables = []
+    for level in levels_of(its) if isinstance(do, np.ndarray) else []:
+        shapes, xs = ((stop - start, T, len(level[0].p.W)) for _, start, stop in segments), None
+        maps, frozen = maps_of([one.p for one in level], do.dtype), level[0].x is None
+        if not frozen:
+            xs = table_of([one.x for one in level], shapes, do.dtype)
+        if maps is None or (xs is None and not frozen):
+            return NotImplemented
+        tables.append((maps, xs))
+    if not tables or left_to_blas(segments, B * T):
+        return NotImplemented
+    must_have((segments[-1][2], T, len(tables[-1][0].no_bias)), do)
+    starts, dx = starts_of(segments, T), np.ascontiguousarray(do).reshape(B * T, C)
+    dx, dheads = level_backward(dx, starts, *tables[-1])
+    if len(tables) == 2:
+        dx *= np.concatenate([one.relu.positive for one in its]).reshape(dx.shape)
+        dx, dups = level_backward(dx, starts, *tables[0])
+        dheads = [None if up is None else FFNHeadParams(up, down) for up, down in zip(dups, dheads, strict=True)]
+    return dx.reshape(B, T, -1), {task: g for (task, _, _), g in zip(segments, dheads, strict=True)}

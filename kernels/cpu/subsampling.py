@@ -9,7 +9,7 @@ import numpy as np
 from minihra.arrays import Array
 from minihra.blocks.subsampling import SubsamplingParams
 from minihra.kernels.cpu.compiled import ZERO, compiled, must_have
-from minihra.kernels.cpu.product import COLUMNS, ROWS, add_to_tile, multiply, panels_of
+from minihra.kernels.cpu.product import COLUMNS, ROWS, after, make_tile, matrix, multiply_panels, panels_of
 from minihra.layers.conv2d import Conv2dParams
 from minihra.threads import alone
 
@@ -41,20 +41,22 @@ def _first(x: Array, valid: Array, W: Array, b: Array, t: int, y: Array) -> None
 @compiled
 def _second(ring: Array, real: Array, t: int, panels: Array, b: Array, y: Array) -> None:
     """Let y (F4 O,) be frame t of relu(conv()) of the frames in `ring` (3, places, I) that are `real`."""
-    (_, places, I), O = ring.shape, len(b)
-    flat_ring, flat_panels = ring.reshape(-1), panels.reshape(-1)
+    I, O, number = ring.shape[2], len(b), y.dtype.type(0)
     F4 = len(y) // O
     sums, tiles = np.empty((F4, COLUMNS), y.dtype), (F4 + ROWS - 1) // ROWS
     for p in range(len(panels)):
         left, width = p * COLUMNS, min(COLUMNS, O - p * COLUMNS)
         sums[:] = 0
+        panel = matrix(panels[p], COLUMNS)
         for i in range(3):  # outside, so that a third of the panel stays in the cache for all tiles
             frame = (2 * t + i + 2) % 3
             if real[frame]:
+                frame_x = matrix(ring[frame], 2 * I)
                 for n in range(tiles):
                     f, below = F4 * n // tiles, F4 * (n + 1) // tiles
-                    first_x, first_panel = (frame * places + 2 * f) * I, (3 * p + i) * 3 * I * COLUMNS
-                    add_to_tile(below - f, flat_ring, first_x, 2 * I, flat_panels, first_panel, 3 * I, sums[f:below])
+                    x, w = after(frame_x, 2 * f * I), after(panel, 3 * i * I * COLUMNS)
+                    tile = matrix(sums[f:], COLUMNS)
+                    make_tile(below - f, number, 3 * I, x, w, tile, tile)
         for f in range(F4):
             for o in range(width):
                 value = sums[f, o] + b[left + o]
@@ -92,7 +94,7 @@ def _front_end(
                     _second(ring, real, t, panels, b2, frames[t - start])
                 else:
                     frames[t - start] = 0
-            multiply(frames[: stop - start], out_panels, b_out, y[row, start:stop])
+            multiply_panels(frames[: stop - start], out_panels, b_out, y[row, start:stop])
             for t in range(start, stop):
                 for c in range(C):
                     y[row, t, c] *= scale
@@ -108,9 +110,12 @@ def subsample(features: Array, valid: Array, p: SubsamplingParams, *, scale: flo
     must_have((3, 3, 1, I), first.W)
     must_have(((F + 3) // 4 * O, C), p.out.W)
     y = np.empty((B, (T + 3) // 4, C), features.dtype)
-    b_out = np.zeros(C, features.dtype) if p.out.b is None else p.out.b
-    for size, b in ((I, first.b), (O, second.b), (C, b_out)):
-        must_have((size,), b)
-    maps = first.W.reshape(9, I), first.b, panels_of(second.W.reshape(9 * I, O)), second.b, panels_of(p.out.W), b_out
+    for size, b in ((I, first.b), (O, second.b), (C, p.out.b)):
+        if b is not None:
+            must_have((size,), b)
+    panels = panels_of(p.out.W)
+    b_out = np.zeros(len(panels) * COLUMNS, features.dtype)  # filled up, as the last panel is
+    b_out[:C] = 0 if p.out.b is None else p.out.b
+    maps = first.W.reshape(9, I), first.b, panels_of(second.W.reshape(9 * I, O)), second.b, panels, b_out
     _front_end(np.ascontiguousarray(features), valid, *maps, features.dtype.type(scale), y)
     return y, valid[:, ::4]

@@ -34,6 +34,7 @@ class TaskGroups(NamedTuple):
 
     rows: Array  # (M,)  indices of the rows with a task, sorted by task
     segments: Segments  # (task, start, stop) into them
+    in_order: bool  # they are the whole batch as it stands, of which nothing need be copied
 
 
 def group_tasks(tasks: Sequence[str], names: Collection[str], xp: ModuleType = np) -> TaskGroups:
@@ -52,7 +53,15 @@ def group_tasks(tasks: Sequence[str], names: Collection[str], xp: ModuleType = n
     for task, rows in rows_of.items():
         segments.append((task, start, start + len(rows)))
         start += len(rows)
-    return TaskGroups(xp.asarray([row for rows in rows_of.values() for row in rows], dtype=int), tuple(segments))
+    order = [row for rows in rows_of.values() for row in rows]
+    return TaskGroups(xp.asarray(order, dtype=int), tuple(segments), order == list(range(len(tasks))))
+
+
+def scattered(some: Array, rows: Array, like: Array) -> Array:
+    """Return a batch like `like` with `some` in these rows and zeros in the others."""
+    all_rows = array_module(like).zeros_like(like)
+    all_rows[rows] = some
+    return all_rows
 
 
 class DepthStepCache(NamedTuple):
@@ -73,10 +82,11 @@ def depth_step_forward(
     cache.
     """
     (_, T, C), M = x.shape, len(groups.rows)
-    h_next, state = CELLS[cell].pair.forward(x[groups.rows].reshape(M * T, C), h, p.controller, params=params)  # (1)
-    o, heads = grouped_heads_forward(h_next.reshape(M, T, -1), p.heads, segments=groups.segments)  # (2)
-    u = array_module(x).zeros_like(x)
-    u[groups.rows] = o  # (3)
+    rows = (x if groups.in_order else x[groups.rows]).reshape(M * T, C)
+    h_next, state = CELLS[cell].pair.forward(rows, h, p.controller, params=params)  # (1)
+    u, heads = grouped_heads_forward(h_next.reshape(M, T, -1), p.heads, segments=groups.segments)  # (2)
+    if not groups.in_order:
+        u = scattered(u, groups.rows, x)  # (3)
     return u, h_next, DepthStepCache(cell, state, heads, groups)
 
 
@@ -84,11 +94,12 @@ def depth_step_backward(
     du: Array, dh_next: Array | None, cache: DepthStepCache
 ) -> tuple[Array, Array | None, HRAParams]:
     """Return dx (B, T, C), dh (M T, H) and dp for du (B, T, C) and dh_next (M T, H) from the layer above (None = 0)."""
-    do = du[cache.groups.rows]  # (3)
+    do = du if cache.groups.in_order else du[cache.groups.rows]  # (3)
     dh_head, dheads = grouped_heads_backward(do, cache.heads)  # (2)
     dh_head = dh_head.reshape(-1, dh_head.shape[-1])
     dh_next = dh_head if dh_next is None else dh_head + dh_next
     dx_rows, dh, dcontroller = CELLS[cache.cell].pair.backward(dh_next, cache.state)  # (1)
-    dx = array_module(du).zeros_like(du)
-    dx[cache.groups.rows] = dx_rows.reshape(do.shape)  # (1)
+    dx = dx_rows.reshape(do.shape)
+    if not cache.groups.in_order:
+        dx = scattered(dx, cache.groups.rows, du)  # (1)
     return dx, dh, HRAParams(dcontroller, dheads)
