@@ -2,5 +2,5 @@
 
 A twin has the signature, the results and the cache of its reference in `minihra.layers` or `minihra.blocks`, where the
 equations stand. One pass over an array writes what the reference needs several for; products stay with NumPy, but for
-those of the front end of a frozen model (product.py, subsampling.py).
+those of the front end of a frozen model and of mixed-task heads (product.py, subsampling.py, heads.py).
 """
