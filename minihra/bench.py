@@ -254,7 +254,7 @@ def single(leaf: Any) -> Any:
 
 def results_of(pair: str, arguments: dict[str, Any]) -> list[np.ndarray]:
     """Return the output of a pair and its gradients."""
-    y, cache = PAIRS[pair].forward(**arguments)
+    y, *_, cache = PAIRS[pair].forward(**arguments)
     gradients = PAIRS[pair].backward(np.ones_like(y) + y * y, cache)
     return [y, *(leaf for _, leaf in leaves(gradients if isinstance(gradients, tuple) else (gradients,)))]
 

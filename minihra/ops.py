@@ -82,6 +82,7 @@ TWINS = {
     "swish": "activations",
     "glu": "activations",
     "layer_norm": "norms",
+    "batch_norm": "norms",
     "running_norm": "norms",
     "residual": "residual",
     "attention": "attention",
@@ -161,6 +162,7 @@ relu_forward = hot(relu_forward)
 swish_forward, swish_backward = hot_pair(swish_forward, swish_backward)
 glu_forward, glu_backward = hot_pair(glu_forward, glu_backward)
 layer_norm_forward, layer_norm_backward = hot_pair(layer_norm_forward, layer_norm_backward)
+batch_norm_forward, batch_norm_backward = hot_pair(batch_norm_forward, batch_norm_backward)
 running_norm_forward, running_norm_backward = hot_pair(running_norm_forward, running_norm_backward)
 residual_forward = hot(residual_forward)
 attention_forward, attention_backward = hot_pair(attention_forward, attention_backward)

@@ -148,9 +148,10 @@ def output_gradient(y: Array) -> Array:
 def test_twin_equals_its_reference(name: str, dtype: type) -> None:
     case, pair = CASES[name], CASES[name].pair
     arguments = arguments_of(case, dtype)
-    y, cache = twin_of(pair.forward)(**arguments)
-    wanted, wanted_cache = reference_of(pair.forward)(**arguments)
-    assert_same((y,), (wanted,), dtype)
+    *outputs, cache = twin_of(pair.forward)(**arguments)
+    *wanted, wanted_cache = reference_of(pair.forward)(**arguments)
+    y = outputs[0]  # a batch norm has its running statistics beside it
+    assert_same(tuple(outputs), tuple(wanted), dtype)
     assert type(cache) is type(wanted_cache)
     assert_same(cache, wanted_cache, dtype)
     dy = output_gradient(y)
@@ -188,10 +189,9 @@ def test_same_bits_again(name: str) -> None:
     pair, arguments = CASES[name].pair, arguments_of(CASES[name], np.float32)
 
     def run() -> list[bytes]:
-        y, cache = twin_of(pair.forward)(**arguments)
-        return [
-            a.tobytes() for a in named((y, cache, as_tuple(twin_of(pair.backward)(output_gradient(y), cache)))).values()
-        ]
+        *outputs, cache = twin_of(pair.forward)(**arguments)
+        gradients = as_tuple(twin_of(pair.backward)(output_gradient(outputs[0]), cache))
+        return [a.tobytes() for a in named((tuple(outputs), cache, gradients)).values()]
 
     assert run() == run()
 
@@ -384,6 +384,8 @@ BROKEN = [  # what of the arguments of a case is wrong: compiled loops would rea
     ("linear, few rows of a large map", shorter("b")),
     ("layer_norm", shorter("g")),
     ("running_norm", shorter("g")),
+    ("batch_norm", shorter("b")),
+    ("batch_norm", lambda a: {"valid": a["valid"][:, :-2]}),
     ("attention", lambda a: {"valid": a["valid"][:, :-2]}),
     ("relative_attention", lambda a: {"valid": a["valid"][:, :-2]}),
     ("depthwise_conv", lambda a: {"valid": a["valid"][:, :-2]}),

@@ -38,14 +38,18 @@ def _gather(x: Array, valid: Array, first: int, patches: Array) -> None:
     """Let patches (N, F2, 9 I) be what the frames `first` ... of y read of x (T, F, I)."""
     (T, F, I), (N, F2, _) = x.shape, patches.shape
     for n in range(N):
-        for f in range(F2):
-            for i in range(3):
+        for i in range(3):
+            t = 2 * (first + n) + i - 1
+            real = 0 <= t < T and valid[t]
+            for f in range(F2):
                 for j in range(3):
-                    t, g, place = 2 * (first + n) + i - 1, 2 * f + j - 1, (3 * i + j) * I
-                    if 0 <= t < T and 0 <= g < F and valid[t]:
-                        patches[n, f, place : place + I] = x[t, g]
+                    g, patch = 2 * f + j - 1, patches[n, f, (3 * i + j) * I : (3 * i + j + 1) * I]
+                    if real and 0 <= g < F:
+                        row = x[t, g]
+                        for c in range(I):
+                            patch[c] = row[c]
                     else:
-                        patches[n, f, place : place + I] = 0
+                        patch[:] = 0
 
 
 @compiled

@@ -1,4 +1,4 @@
-"""Twins of the layer norm and the running norm."""
+"""Twins of the layer norm, the batch norm and the running norm."""
 
 import math
 
@@ -8,12 +8,15 @@ from minihra.arrays import Array, array_module
 from minihra.kernels.cpu.compiled import ONE, ZERO, compiled, launch, must_have
 from minihra.layers.norms import (
     EPS,
+    MOMENTUM,
+    BatchNormCache,
     BatchNormParams,
     BatchStatistics,
     LayerNormCache,
     LayerNormParams,
     RunningNormCache,
 )
+from minihra.tree import Total, whole
 
 
 @compiled
@@ -84,6 +87,102 @@ def layer_norm_backward(dy: Array, cache: LayerNormCache) -> tuple[Array, LayerN
     dg, db = xp.zeros((C,), dy.dtype), xp.zeros((C,), dy.dtype)
     launch(_gain_and_bias, dy, normal, dg, db)
     return dx, LayerNormParams(dg, None if p.b is None else db)
+
+
+@compiled
+def _sums(x: Array, valid: Array, sums: Array) -> None:
+    for n in range(len(x)):
+        if valid[n]:
+            for c in range(x.shape[1]):
+                sums[c] += x[n, c]
+
+
+@compiled
+def _squares(x: Array, valid: Array, mean: Array, squares: Array) -> None:
+    for n in range(len(x)):
+        if valid[n]:
+            for c in range(x.shape[1]):
+                centred = x[n, c] - mean[c]
+                squares[c] += centred * centred
+
+
+@compiled
+def _batch_norm(x: Array, valid: Array, mean: Array, scale: Array, g: Array, b: Array, normal: Array, y: Array) -> None:
+    for n in range(len(x)):
+        if valid[n]:
+            for c in range(x.shape[1]):
+                value = (x[n, c] - mean[c]) * scale[c]
+                normal[n, c] = value
+                y[n, c] = value * g[c] + b[c]
+        else:
+            normal[n] = 0
+            y[n] = 0
+
+
+def batch_norm_forward(
+    x: Array,
+    valid: Array,
+    statistics: BatchStatistics,
+    p: BatchNormParams,
+    *,
+    eps: float = EPS,
+    momentum: float = MOMENTUM,
+    total: Total = whole,
+) -> tuple[Array, BatchStatistics, BatchNormCache]:
+    """Normalise x (B, T, C) over the valid frames of the batch; padded frames become 0."""
+    xp, (B, T, C), dtype = array_module(x), x.shape, x.dtype.type
+    must_have((B, T), valid)
+    must_have((C,), p.g, p.b, *statistics)
+    rows, real = xp.ascontiguousarray(x).reshape(-1, C), xp.ascontiguousarray(valid).reshape(-1)
+    sums, squares = xp.zeros((C,), x.dtype), xp.zeros((C,), x.dtype)
+    launch(_sums, rows, real, sums)
+    n, sums = total((valid.sum().astype(x.dtype), sums))
+    frames = xp.maximum(n, 1)
+    mean = sums / frames
+    launch(_squares, rows, real, mean, squares)
+    var = total(squares) / frames
+    scale, normal, y = 1 / xp.sqrt(var + dtype(eps)), xp.empty(x.shape, x.dtype), xp.empty(x.shape, x.dtype)
+    launch(_batch_norm, rows, real, mean, scale, p.g, p.b, normal.reshape(-1, C), y.reshape(-1, C))
+    weight, unbiased = xp.where(n > 0, momentum, 0.0).astype(x.dtype), var * frames / xp.maximum(n - 1, 1)
+    running = BatchStatistics(
+        statistics.mean + weight * (mean - statistics.mean), statistics.var + weight * (unbiased - statistics.var)
+    )
+    return y, running, BatchNormCache(normal, scale, valid, frames, p, total)
+
+
+@compiled
+def _valid_gain_and_bias(dy: Array, valid: Array, normal: Array, dg: Array, db: Array) -> None:
+    for n in range(len(dy)):
+        if valid[n]:
+            for c in range(dy.shape[1]):
+                dg[c] += dy[n, c] * normal[n, c]
+                db[c] += dy[n, c]
+
+
+@compiled
+def _batch_norm_backward(
+    dy: Array, valid: Array, normal: Array, gain: Array, mean_dg: Array, mean_db: Array, dx: Array
+) -> None:
+    for n in range(len(dy)):
+        if valid[n]:
+            for c in range(dy.shape[1]):
+                dx[n, c] = gain[c] * (dy[n, c] - mean_db[c] - normal[n, c] * mean_dg[c])
+        else:
+            dx[n] = 0
+
+
+def batch_norm_backward(dy: Array, cache: BatchNormCache) -> tuple[Array, BatchNormParams]:
+    """Return dx (B, T, C), 0 on padded frames, and dp for dy (B, T, C)."""
+    xp, C = array_module(dy), dy.shape[-1]
+    normal, scale, valid, frames, p, total = cache
+    must_have(normal.shape, dy)
+    rows, real = xp.ascontiguousarray(dy).reshape(-1, C), xp.ascontiguousarray(valid).reshape(-1)
+    dp, dx = BatchNormParams(xp.zeros((C,), dy.dtype), xp.zeros((C,), dy.dtype)), xp.empty(dy.shape, dy.dtype)
+    normal_rows = normal.reshape(-1, C)
+    launch(_valid_gain_and_bias, rows, real, normal_rows, *dp)
+    dg, db = total(dp)
+    launch(_batch_norm_backward, rows, real, normal_rows, p.g * scale, dg / frames, db / frames, dx.reshape(-1, C))
+    return dx, dp
 
 
 @compiled
