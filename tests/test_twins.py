@@ -25,7 +25,8 @@ from minihra.layers.norms import BatchNormParams, BatchStatistics
 from minihra.layers.relative_attention import RelativePositionParams, relative_positions
 from minihra.masks import valid_from_lengths
 from minihra.ops import PAIRS, TWINS, UNPAIRED, Pair, adamw_update, references, twins_in
-from minihra.tree import Tree, leaves, map_leaves
+from minihra.threads import together
+from minihra.tree import Total, Tree, add, leaves, map_leaves
 from tests.imports_of import ROOT
 
 pytest.importorskip("numba", reason="the twins for the CPU need numba")
@@ -182,6 +183,40 @@ def test_twin_with_frozen_parameters(name: str) -> None:
     assert named(found[-1]) == named(gradients[-1]) == {}
     assert named(found).keys() == named(gradients).keys()
     assert_same(found, gradients, np.float32)
+
+
+@pytest.mark.parametrize("of", [reference_of, twin_of], ids=["reference", "twin"])
+@pytest.mark.parametrize("name", ["conv2d", "depthwise_conv2d"])
+def test_nobody_wants_the_gradient_of_the_input(name: str, of: Callable) -> None:
+    pair, arguments = PAIRS[name], arguments_of(CASES[name], np.float32)
+    gradients = []
+    for below in (True, False):
+        y, cache = of(pair.forward)(**arguments, below=below)
+        gradients.append(of(pair.backward)(output_gradient(y), cache))
+    (dx, dp), (none, same) = gradients
+    assert dx.shape == arguments["x"].shape and none is None
+    assert_same(same, dp, np.float32)
+
+
+@pytest.mark.parametrize("of", [reference_of, twin_of], ids=["reference", "twin"])
+def test_batch_norm_of_parts_is_that_of_the_batch(of: Callable) -> None:
+    forward, backward = of(PAIRS["batch_norm"].forward), of(PAIRS["batch_norm"].backward)
+    arguments = arguments_of(CASES["batch_norm"], np.float32)
+    y, statistics, cache = forward(**arguments)
+    dx, dp = backward(output_gradient(y), cache)
+
+    def part(rows: slice, total: Total) -> Tree:
+        some = arguments | {"x": arguments["x"][rows], "valid": arguments["valid"][rows], "total": total}
+        y_part, statistics, cache = forward(**some)
+        dx, dp = backward(output_gradient(y)[rows], cache)
+        return (y_part, dx), dp, statistics
+
+    parts = together([partial(part, rows) for rows in (slice(0, 1), slice(1, None))])
+    outputs, dps, (first, second) = zip(*parts, strict=True)
+    assert_same(tuple(map(np.concatenate, zip(*outputs, strict=True))), (y, dx), np.float32)
+    assert_same(add(*dps), dp, np.float32)
+    assert_same(first, statistics, np.float32)
+    assert [leaf.tobytes() for leaf in first] == [leaf.tobytes() for leaf in second]
 
 
 @pytest.mark.parametrize("name", CASES)
