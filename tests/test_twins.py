@@ -369,15 +369,24 @@ def test_heads_in_one_loop(
             assert_same(file.grouped_heads_backward(do, wanted_cache), gradients, dtype)
 
 
-@pytest.mark.parametrize(("is_alone", "T", "left"), [(False, 256, True), (False, 255, False), (True, 256, False)])
+@pytest.mark.parametrize(
+    ("is_alone", "T", "worth", "left"),
+    [
+        (False, 256, 10**9, True),
+        (False, 255, 10**9, False),
+        (True, 256, 10**9, False),
+        (False, 256, 2 * 256 * 16, False),
+    ],
+)
 def test_few_tasks_with_much_to_do_have_the_threads_of_blas(
-    is_alone: bool, T: int, left: bool, monkeypatch: pytest.MonkeyPatch
+    is_alone: bool, T: int, worth: int, left: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, h = twins_in(TWINS["grouped_heads"]), np.zeros((2, T, 16), np.float32)
     heads = {task: cast(filled_head("linear", 16, 16, 16, 0), np.float32) for task in ("ann", "bob")}
     segments = (("ann", 0, 1), ("bob", 1, 2))
     _, cache = reference_of(PAIRS["grouped_heads"].forward)(h, heads, segments=segments)
     monkeypatch.setattr(file, "alone", lambda: is_alone)
+    monkeypatch.setattr(file, "WORTH", worth)
     assert (file.grouped_heads_forward(h, heads, segments=segments) is NotImplemented) == left
     assert (file.grouped_heads_backward(h, cache) is NotImplemented) == left
 

@@ -77,6 +77,8 @@ class BatchNorm(Leaf):
         args = (running.mean, running.var, self.g, self.b)
         if not self.training:
             return F.batch_norm(x.flatten(0, 1), *args, eps=EPS).view_as(x)
+        if valid.all():  # no padding: nothing to be picked out
+            return F.batch_norm(x.flatten(0, 1), *args, training=True, momentum=0.1, eps=EPS).view_as(x)
         y = torch.zeros_like(x)
         y[valid] = F.batch_norm(x[valid], *args, training=True, momentum=0.1, eps=EPS)
         return y

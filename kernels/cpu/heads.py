@@ -19,11 +19,12 @@ from minihra.layers.heads import FFNHeadCache, FFNHeadParams, GroupedHeadsCache,
 from minihra.layers.linear import LinearCache, LinearParams
 from minihra.threads import alone, share, threads
 
-WORTH = 2**16
-"""Elements of the result from which on it pays to wake the other threads."""
+WORTH = 2**21
+"""Elements of the result from which on it pays to wake the other threads, which takes up to 2 ms."""
 
 MANY = 256
-"""Frames of a task, on average, from which on the threads of BLAS are faster, for a caller who has them."""
+"""Frames of a task, on average, from which on the threads of BLAS are faster than one thread here, for a caller who has
+them."""
 
 
 @compiled
@@ -131,9 +132,9 @@ def levels_of(heads: Sequence[Any]) -> list[list[Any]]:
     return []
 
 
-def left_to_blas(segments: Segments, frames: int) -> bool:
-    """Whether a caller has the threads of BLAS, and few tasks with much to do in a batch of so many frames."""
-    return not alone() and frames >= MANY * len(segments)
+def left_to_blas(segments: Segments, size: int, frames: int) -> bool:
+    """Whether a caller has the threads of BLAS, and few tasks in a batch that is too small to wake others for."""
+    return not alone() and size < WORTH and frames >= MANY * len(segments)
 
 
 def starts_of(segments: Segments, T: int) -> Array:
@@ -147,7 +148,7 @@ def grouped_heads_forward(
     """Map h (B, T, H), rows sorted by task, to o (B, T, C)."""
     (B, T, H), its = h.shape, [heads[task] for task, _, _ in segments]
     levels = [maps_of(level, h.dtype) for level in levels_of(its)] if isinstance(h, np.ndarray) else []
-    if not levels or None in levels or left_to_blas(segments, B * T):
+    if not levels or None in levels or left_to_blas(segments, B * T * len(levels[-1].no_bias), B * T):
         return NotImplemented
     must_have((segments[-1][2], T, len(levels[0].params[0].W)), h)
     starts, x, inputs = starts_of(segments, T), np.ascontiguousarray(h).reshape(B * T, H), []
@@ -202,7 +203,7 @@ def grouped_heads_backward(do: Array, cache: GroupedHeadsCache) -> tuple[Array, 
         if maps is None or (xs is None and not frozen):
             return NotImplemented
         tables.append((maps, xs))
-    if not tables or left_to_blas(segments, B * T):
+    if not tables or left_to_blas(segments, do.size, B * T):
         return NotImplemented
     must_have((segments[-1][2], T, len(tables[-1][0].no_bias)), do)
     starts, dx = starts_of(segments, T), np.ascontiguousarray(do).reshape(B * T, C)
