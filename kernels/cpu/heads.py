@@ -26,6 +26,9 @@ MANY = 256
 """Frames of a task, on average, from which on the threads of BLAS are faster than one thread here, for a caller who has
 them."""
 
+FRAMES = 128
+"""How many frames of a task give their share of its gradients together, while they are in the cache."""
+
 
 @compiled
 def _address(array: Array) -> int:
@@ -66,24 +69,32 @@ def _maps_back(
     """
     (_, O), I, number = dy.shape, dx.shape[1], dy.dtype.type(0)
     all_dy, all_dx = matrix(dy, O), matrix(dx, I)
-    turned, zeros = np.empty((O, I), dy.dtype), np.zeros(max(I, O), dy.dtype)
+    turned, zeros, more = np.empty((O, I), dy.dtype), np.zeros(max(I, O), dy.dtype), np.empty((I, O), dy.dtype)
     zero = matrix(zeros, 0)
     for n in range(len(Ws)):
         first, last = max(low, starts[n]), min(high, starts[n + 1])
         if first < last:
-            W, its_dy = Matrix(Ws[n], 0, O, 1), after(all_dy, first * O)
+            W = Matrix(Ws[n], 0, O, 1)
             for o in range(O):
                 for i in range(I):
                     turned[o, i] = number_at(number, W, i * O + o)
-            multiply(number, last - first, O, I, its_dy, matrix(turned, I), zero, after(all_dx, first * I))
+        for begin in range(first, last, FRAMES):
+            end, its_dy = min(begin + FRAMES, last), after(all_dy, begin * O)
+            multiply(number, end - begin, O, I, its_dy, matrix(turned, I), zero, after(all_dx, begin * I))
             if len(xs) > 0:
-                x = Matrix(xs[n], (first - starts[n]) * I, 1, I)  # turned: its rows are the features
-                its_dW, total = (dW_cut, db_cut) if first > starts[n] else (dW[n], db[n])
-                multiply(number, I, last - first, O, x, its_dy, zero, matrix(its_dW, O))
-                total[:] = 0
-                for row in range(first, last):
+                x = Matrix(xs[n], (begin - starts[n]) * I, 1, I)  # turned: its rows are the features
+                its_dW, its_db = (dW_cut, db_cut) if first > starts[n] else (dW[n], db[n])
+                if begin == first:
+                    its_db[:] = 0
+                    multiply(number, I, end - begin, O, x, its_dy, zero, matrix(its_dW, O))
+                else:
+                    multiply(number, I, end - begin, O, x, its_dy, zero, matrix(more, O))
+                    for i in range(I):
+                        for o in range(O):
+                            its_dW[i, o] += more[i, o]
+                for row in range(begin, end):
                     for o in range(O):
-                        total[o] += dy[row, o]
+                        its_db[o] += dy[row, o]
 
 
 def portions(rows: int, size: int) -> list[tuple[int, int]]:
