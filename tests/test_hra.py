@@ -266,6 +266,13 @@ def test_frozen_parts_cache_nothing_for_their_weights(conv_norm: str) -> None:
         assert kept == (set() if frozen else wanted)
 
 
+def test_no_backward_makes_the_gradient_of_the_features() -> None:
+    given, backbone = batch(), frozen_backbone()
+    backbone.frozen = False
+    _, cache = forward(backbone, given.features, given.lengths)
+    assert [conv.below for conv in cache.embed.convs] == [False, True]
+
+
 def test_nothing_is_kept_below_the_first_layers_output() -> None:
     given = batch()
     _, cache = forward(frozen_backbone(), given.features, given.lengths, trained_hra().edit(TASKS))
