@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from minihra.adapters.controller import group_tasks
 from minihra.adapters.hra import HRA, HRAEdit
 from minihra.adapters.parts import CELLS, HEADS
 from minihra.blocks.initial import initial_conformer
@@ -264,6 +265,14 @@ def test_frozen_parts_cache_nothing_for_their_weights(conv_norm: str) -> None:
         kept |= {LayerNormCache for _, node in of_backbone if isinstance(node, LayerNormCache) and node.params}
         wanted = {LayerNormCache, *ONLY_FOR_DP} - ({RunningNormCache} if conv_norm == "layer" else set())
         assert kept == (set() if frozen else wanted)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "in_order"),
+    [(["bob", "bob", "ann"], True), (["bob", "ann", "bob"], False), (["bob", "base"], False), (["base", "bob"], False)],
+)
+def test_a_batch_that_stands_by_task_is_not_gathered(tasks: list[str], in_order: bool) -> None:
+    assert group_tasks(tasks, ("ann", "bob")).in_order == in_order
 
 
 def test_no_backward_makes_the_gradient_of_the_features() -> None:

@@ -9,14 +9,15 @@ from minihra.kernels.cpu.compiled import ONE, ZERO, compiled, launch, must_have
 from minihra.layers.norms import (
     EPS,
     MOMENTUM,
+    WHOLE,
     BatchNormCache,
     BatchNormParams,
     BatchStatistics,
     LayerNormCache,
     LayerNormParams,
     RunningNormCache,
+    Total,
 )
-from minihra.tree import Total, whole
 
 
 @compiled
@@ -127,7 +128,7 @@ def batch_norm_forward(
     *,
     eps: float = EPS,
     momentum: float = MOMENTUM,
-    total: Total = whole,
+    total: Total = WHOLE,
 ) -> tuple[Array, BatchStatistics, BatchNormCache]:
     """Normalise x (B, T, C) over the valid frames of the batch; padded frames become 0."""
     xp, (B, T, C), dtype = array_module(x), x.shape, x.dtype.type

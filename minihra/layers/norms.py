@@ -17,6 +17,8 @@ from minihra.tree import Total, whole
 
 EPS = 1e-5
 MOMENTUM = 0.1
+WHOLE: Total = whole
+"""The total of a batch in one part, as a constant, which twins may import."""
 
 
 class LayerNormParams(NamedTuple):
@@ -91,7 +93,7 @@ def batch_norm_forward(
     *,
     eps: float = EPS,
     momentum: float = MOMENTUM,
-    total: Total = whole,
+    total: Total = WHOLE,
 ) -> tuple[Array, BatchStatistics, BatchNormCache]:
     """Normalise x (B, T, C) over the valid frames of the batch; padded frames become 0.
 
