@@ -44,16 +44,19 @@ def main() -> None:
         lines = map(json.loads, file.read_text("utf-8").splitlines())
         return [(line["text"], line["hypothesis"]) for line in lines]
 
+    first: list[tuple[str, str]] = []
     for reference, seed in ((False, 1), (True, 1), (True, 2), (True, 3)):
         name = "references" if reference else "twins"
         adapter = arguments.out / f"{name}_{seed}"
         if not adapter.exists():
             how = ["--task-by", "speaker", "--seed", str(seed), "--out", adapter]
             run(reference, "adapt", "--backbone", backbone, *learn, NEW, *how)
-        errors = sum_errors(word_errors(text, found) for text, found in texts(adapter, reference))
+        pairs = texts(adapter, reference)
+        first = first or pairs
+        errors = sum_errors(word_errors(text, found) for text, found in pairs)
         print(f"{name}, seed {seed}: word error rate {errors.rate:.4f} of {errors.units} words", flush=True)
-    ours, theirs = (texts(arguments.out / "twins_1", reference) for reference in (False, True))
-    differ = sum_errors(word_errors(a, b) for (_, a), (_, b) in zip(ours, theirs, strict=True))
+    again = texts(arguments.out / "twins_1", reference=True)
+    differ = sum_errors(word_errors(a, b) for (_, a), (_, b) in zip(first, again, strict=True))
     print(f"the adapter of the twins, run by the references: {differ.errors} words differ")
 
 

@@ -18,14 +18,17 @@ from minihra.ops import TWINS, UNPAIRED
 TINY = Row("adaptation", width=8, layers=2, batch=3, frames=64, tasks=2)
 KINDS = ("adaptation", "inference", "training", "heads forward", "heads backward", "ctc", "log-mel")
 RIVAL = """
-import json, os
-from itertools import repeat
+import atexit, json, os
 from pathlib import Path
 
 def runs_of(row, inputs):
     Path({log!r}).write_text(json.dumps([row.name, sorted(inputs), os.environ["OMP_NUM_THREADS"]]))
-    values = repeat({first})
-    return {{"fast": lambda: next(values), "slow": lambda: sum(range(10**6)) and {first}}}
+    calls = []
+    atexit.register(lambda: Path({log!r} + ".calls").write_text(json.dumps(calls)))
+    return {{
+        "fast": lambda: calls.append("fast") or {first},
+        "slow": lambda: calls.append("slow") or sum(range(10**6)) and {first},
+    }}
 """
 
 
@@ -95,6 +98,9 @@ def test_two_sides_take_turns(tmp_path: Path) -> None:
     assert name == TINY.name
     assert {"features", "tasks", "adapter.controller.W", "backbone.readout.linear.W"} <= set(inputs)
     assert int(threads) >= 1
+    calls = json.loads((tmp_path / "log.json.calls").read_text())
+    assert calls[:3] == ["fast", "slow", "fast"]  # once, in the first turn
+    assert calls.count("fast") > 100  # what is short is repeated in the others
 
 
 def test_a_rival_that_computes_something_else_is_found_out(tmp_path: Path) -> None:

@@ -352,7 +352,14 @@ def test_heads_in_one_loop(
     """Whether threads share them or not: tasks of many rows and of few, more and fewer tasks than threads."""
     file = twins_in(TWINS["grouped_heads"])
     rng, T, (H, C, R) = np.random.default_rng(0), 3, widths
-    for sizes, params in (([1], True), ([7], True), ([5, 1, 1], False), ([1, 1, 9, 2, 1, 3], True), ([1, 100], True)):
+    for sizes, params in (
+        ([1], True),
+        ([7], True),
+        ([5, 1, 1], False),
+        ([1, 1, 9, 2, 1, 3], True),
+        ([1, 100], True),
+        ([2, 0, 1], True),
+    ):
         ends = np.cumsum(sizes).tolist()
         heads = {f"t{n}": cast(filled_head(head, C, H, R, n), dtype) for n in range(len(sizes))}
         segments = tuple((f"t{n}", end - size, end) for n, (size, end) in enumerate(zip(sizes, ends, strict=True)))

@@ -194,6 +194,8 @@ def level_backward(
     share([partial(loop, *its_cut, *its) for *its_cut, its in zip(*cut, rows, strict=True)], products=False)
     if frozen:
         return dx, [None] * S
+    for n in np.flatnonzero(np.diff(starts) == 0):  # no frame, which no loop has met
+        dW[n], db[n] = 0, 0
     for dW_cut, db_cut, (low, high) in zip(*cut, rows, strict=True):
         if low < high and low not in starts:
             n = np.searchsorted(starts, low) - 1

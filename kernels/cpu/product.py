@@ -25,13 +25,13 @@ class Matrix(NamedTuple):
     base: int
     first: int  # number of its upper left
     next: int  # from a row to the next; 0 for rows that are all the same, as those of a bias
-    step: int  # from a column to the next, where it is not 1: rows of x may be columns of what is stored
+    step: int  # from a column to the next: not 1 where rows of x are columns of what is stored
 
 
 @compiled
-def matrix(array: Array, next_row: int, step: int = 1) -> Matrix:
+def matrix(array: Array, next_row: int) -> Matrix:
     """Return that which begins where a contiguous array does."""
-    return Matrix(np.intp(array.ctypes.data), 0, next_row, step)
+    return Matrix(np.intp(array.ctypes.data), 0, next_row, 1)
 
 
 @compiled

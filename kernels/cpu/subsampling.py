@@ -31,10 +31,10 @@ def _first(x: Array, valid: Array, W: Array, b: Array, t: int, y: Array) -> None
         x6, x7, x8 = x_tf[2, 0], x_tf[2, 1], x_tf[2, 2]
         row = y[f + 1]
         for c in range(len(b)):
-            before = x0 * W[0, c] + x1 * W[1, c] + x2 * W[2, c]
+            earlier = x0 * W[0, c] + x1 * W[1, c] + x2 * W[2, c]
             now = x3 * W[3, c] + x4 * W[4, c] + x5 * W[5, c]
-            after = x6 * W[6, c] + x7 * W[7, c] + x8 * W[8, c]
-            value = before + now + after + b[c]
+            later = x6 * W[6, c] + x7 * W[7, c] + x8 * W[8, c]
+            value = earlier + now + later + b[c]
             row[c] = value if value > 0 or value != value else ZERO  # NaN stays
 
 
