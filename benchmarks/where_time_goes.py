@@ -19,7 +19,8 @@ import numpy as np
 
 from minihra.allocator import keep_freed_memory
 from minihra.bench_floor import floor_of, rehearsed
-from minihra.bench_rows import Row, inputs_of, runs_of
+from minihra.bench_rows import Row, inputs_of
+from minihra.bench_runs import runs_of
 from minihra.threads import set_threads, threads
 
 STEPS = 5

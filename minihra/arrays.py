@@ -27,6 +27,11 @@ def is_numpys(x: Array) -> bool:
     return type(x) is np.ndarray or getattr(array_module(x), "stands_for", None) is np
 
 
+def is_cupys(x: Array) -> bool:
+    """Whether `x` is an array of CuPy, which lives on a GPU."""
+    return type(x).__module__.partition(".")[0] == "cupy"
+
+
 def special_functions(xp: ModuleType) -> ModuleType:
     """Return the SciPy-like module of special functions (erf) for the array module `xp`."""
     if (named := getattr(xp, "special", None)) is not None:

@@ -16,6 +16,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from safetensors.numpy import load_file, save
 
 from minihra.arrays import Array
 from minihra.data.json_file import read_object
+from minihra.device import moved, to_host
 from minihra.optim import AdamW, Moments
 from minihra.tree import Tree, from_leaves, leaves
 
@@ -114,7 +116,7 @@ def read_tensors(path: Path) -> dict[str, Array]:
 
 def write_tensors(path: Path, tree: Tree) -> None:
     """Write the leaves of a tree to a safetensors file."""
-    path.write_bytes(save({name: np.ascontiguousarray(leaf) for name, leaf in leaves(tree)}))
+    path.write_bytes(save({name: np.ascontiguousarray(leaf) for name, leaf in leaves(to_host(tree))}))
 
 
 def matched(path: Path, template: Tree) -> Tree:
@@ -142,13 +144,13 @@ def save_optimiser(optimiser: AdamW, folder: Path) -> None:
     tensors = {
         f"{part}:{name}": leaf
         for name, moments in optimiser.moments.items()
-        for part, leaf in zip(Moments._fields, moments, strict=True)
+        for part, leaf in zip(Moments._fields, to_host(moments), strict=True)
     }
     (folder / "optimiser.safetensors").write_bytes(save(tensors))
 
 
-def load_optimiser(optimiser: AdamW, folder: Path) -> None:
-    """Give an optimiser the moments that were saved in a folder.
+def load_optimiser(optimiser: AdamW, folder: Path, xp: ModuleType = np) -> None:
+    """Give an optimiser the moments that were saved in a folder, as arrays of `xp`.
 
     Raises:
         ValueError: the file is missing or damaged.
@@ -158,7 +160,8 @@ def load_optimiser(optimiser: AdamW, folder: Path) -> None:
     names = [name.removeprefix("m:") for name in tensors if name.startswith("m:")]
     try:
         optimiser.moments = {
-            name: Moments(*(np.array(tensors[f"{part}:{name}"]) for part in Moments._fields)) for name in names
+            name: moved(Moments(*(np.array(tensors[f"{part}:{name}"]) for part in Moments._fields)), xp)
+            for name in names
         }
     except KeyError as error:
         raise ValueError(f"{path}: no tensor {error}") from None

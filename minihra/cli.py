@@ -10,9 +10,12 @@ import minihra
 from minihra.adapters.parts import CELLS, HEADS
 from minihra.allocator import keep_freed_memory
 from minihra.config import SIZES
+from minihra.device import DEVICES, is_lost_gpu
 
 BACKBONE = "what `minihra pretrain` wrote, the folder of an open checkpoint, or hama"
-NEED_LESS = "`minihra inspect` tells what a model takes; shorter recordings and `--recompute` need less"
+NEED_LESS = (
+    "`minihra inspect` tells what a model takes; shorter recordings, smaller batches and `--recompute` need less"
+)
 
 
 MODULES = {
@@ -53,10 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except MemoryError as error:
-        print(f"minihra: memory ran out{f' ({error})' if str(error) else ''}; {NEED_LESS}", file=sys.stderr)
+        why = str(error).rstrip(".")
+        print(f"minihra: memory ran out{f' ({why})' if why else ''}; {NEED_LESS}", file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:
         print(f"minihra: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if not is_lost_gpu(error):
+            raise
+        print(f"minihra: the GPU failed or is gone ({error}); a run's last checkpoint is whole", file=sys.stderr)
         return 2
 
 
@@ -92,10 +101,12 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where to write (default demo)")
     demo.add_argument("--seed", type=int, default=1, metavar="N", help="of everything random (default 1)")
     demo.add_argument("--resume", action="store_true", help="go on with a demo that was broken off")
+    add_device(demo)
 
     pretrain = add("pretrain", "train a backbone from nothing", "It takes the sample rate that most recordings have.")
     add_rows(pretrain)
     add_training(pretrain, "25")
+    add_device(pretrain)
     group = pretrain.add_mutually_exclusive_group()
     group.add_argument("--size", default="tiny", help=f"a named size: {', '.join(SIZES)} (default tiny)")
     group.add_argument("--config", type=Path, metavar="FILE.toml", help="sections [model], [features], [training], ...")
@@ -118,6 +129,12 @@ def parser() -> argparse.ArgumentParser:
     adapt.add_argument("--like", metavar="TASK", help="new heads start as that of this task of --adapter, not at zero")
     adapt.add_argument("--freeze-controller", action="store_true", help="train new heads alone; the old ones stay")
     add_recompute(adapt)
+    add_device(adapt)
+    adapt.add_argument(
+        "--graph",
+        action=argparse.BooleanOptionalAction,
+        help="on a GPU, start each step at once, as a CUDA graph (default there: yes)",
+    )
 
     evaluate = add("eval", "count the errors of a backbone, or of a backbone with an adapter")
     evaluate.add_argument("--backbone", required=True, metavar="B", help=BACKBONE)
@@ -126,6 +143,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--task-by", metavar="KEY", help="the field that names the task (default: the adapter's)")
     evaluate.add_argument("--unknown", choices=["error", "base"], default="error", help="what to do without a head")
     add_beam(evaluate)
+    add_device(evaluate)
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
     evaluate.add_argument("--hypotheses", type=Path, metavar="FILE", help="write what was understood, JSONL")
 
@@ -134,6 +152,7 @@ def parser() -> argparse.ArgumentParser:
     transcribe.add_argument("--adapter", type=Path, metavar="DIR", help="what `minihra adapt` wrote")
     transcribe.add_argument("--task", metavar="NAME", help="whose head to use; base = the frozen backbone")
     add_beam(transcribe)
+    add_device(transcribe)
     transcribe.add_argument("audio", type=Path, nargs="+", metavar="AUDIO")
 
     inspect = add(
@@ -176,6 +195,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--rival", metavar="FILE.py", help="with a function runs_of(row, inputs), as tests/torch_twin.py"
     )
+    add_device(bench)
     bench.add_argument("--rows", nargs="+", default=[], metavar="WORD", help="only rows with all these in their names")
     bench.add_argument("--list", action="store_true", help="show the rows, and time none")
     bench.add_argument("--turns", type=int, default=7, metavar="N", help="measurements of each side (default 7)")
@@ -207,6 +227,19 @@ def add_rows(one: argparse.ArgumentParser) -> None:
         help="short for --where split=NAME",
     )
     one.add_argument("--skip-bad", action="store_true", help="go on without rows that are wrong, and say how many")
+
+
+def add_device(one: argparse.ArgumentParser) -> None:
+    """Add the arguments that say where to compute."""
+    one.add_argument(
+        "--device",
+        choices=DEVICES,
+        default="cpu",
+        help="where to compute: cpu, cuda = one NVIDIA GPU, auto = a GPU if a kernel runs there (default cpu)",
+    )
+    one.add_argument(
+        "--tf32", action="store_true", help="on a GPU, products of 10-bit factors: faster, and not quite float32"
+    )
 
 
 def add_beam(one: argparse.ArgumentParser) -> None:

@@ -3,15 +3,18 @@
 import argparse
 import json
 import sys
+from types import ModuleType
 
 from minihra.adapters.accounting import budgets, count_hra
+from minihra.adapters.hra import HRA
 from minihra.data.corpus import load_utterances
 from minihra.data.faults import Faults
 from minihra.data.folder import AUDIO, rows_of_folder, write_lines
 from minihra.data.manifest import Row, parse_where, read_manifest, select
+from minihra.device import array_module_for
 from minihra.evaluate import Score, score, score_by_task, transcribe
 from minihra.loaders.backbone import load_backbone
-from minihra.recogniser import backbone_hash, load_hra
+from minihra.recogniser import Adapter, Recogniser, backbone_hash, load_hra
 from minihra.speech.audio import read_audio
 from minihra.speech.error_rate import ErrorCount
 
@@ -28,8 +31,16 @@ def tell_skipped(skipped: int) -> None:
         print(f"{skipped} bad row{'s' * (skipped > 1)} skipped", file=sys.stderr)
 
 
+def together_on(xp: ModuleType, recogniser: Recogniser, adapter: Adapter | None) -> tuple[Recogniser, HRA | None]:
+    """Return a backbone and its HRA, if it has one, with their arrays in `xp`."""
+    if adapter is not None:
+        adapter.hra.move(xp)
+    return recogniser.moved(xp), adapter and adapter.hra
+
+
 def run_eval(arguments: argparse.Namespace) -> None:
     """Write down every recording of a manifest, and count the errors."""
+    xp = array_module_for(arguments.device, tf32=arguments.tf32)
     recogniser = load_backbone(arguments.backbone)
     if arguments.hypotheses and not arguments.hypotheses.parent.is_dir():
         raise ValueError(f"--hypotheses {arguments.hypotheses}: there is no folder {arguments.hypotheses.parent}")
@@ -52,7 +63,8 @@ def run_eval(arguments: argparse.Namespace) -> None:
                 "--unknown base takes the frozen backbone for them"
             )
         tasks = ["base" if task in unknown else task for task in tasks]
-    hra, features, tokenizer = adapter and adapter.hra, [u.features for u in utterances], recogniser.tokenizer
+    recogniser, hra = together_on(xp, recogniser, adapter)
+    features, tokenizer = [u.features for u in utterances], recogniser.tokenizer
     hypotheses = transcribe(recogniser, features, hra, tasks, beam=arguments.beam)
     whole = score([u.text for u in utterances], hypotheses, tokenizer)
     by_task = score_by_task(utterances, hypotheses, tokenizer)
@@ -97,6 +109,7 @@ def as_json(part: Score, unit: str, skipped: int) -> dict:
 
 def run_transcribe(arguments: argparse.Namespace) -> None:
     """Write down recordings."""
+    xp = array_module_for(arguments.device, tf32=arguments.tf32)
     recogniser = load_backbone(arguments.backbone)
     adapter = load_hra(arguments.adapter, backbone_hash(recogniser.model)) if arguments.adapter else None
     if adapter and not arguments.task:
@@ -113,7 +126,8 @@ def run_transcribe(arguments: argparse.Namespace) -> None:
     if faults.lines:
         raise ValueError("\n".join(faults.lines))
     tasks = [arguments.task or "base"] * len(features)
-    texts = transcribe(recogniser, features, adapter and adapter.hra, tasks, beam=arguments.beam)
+    recogniser, hra = together_on(xp, recogniser, adapter)
+    texts = transcribe(recogniser, features, hra, tasks, beam=arguments.beam)
     for name, text in zip(names, texts, strict=True):
         print(f"{name}\t{text}" if len(names) > 1 else text)
 

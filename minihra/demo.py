@@ -10,6 +10,7 @@ from minihra.blocks.initial import initial_conformer
 from minihra.controls import CONDITIONS, Controls, adapt_with_controls, as_table, new_adapter
 from minihra.data.corpus import Utterance
 from minihra.data.voices import RATE, SEEN, UNSEEN, WORDS, corpus, voice
+from minihra.device import array_module_for
 from minihra.evaluate import score, transcribe
 from minihra.recogniser import Recogniser
 from minihra.report import draw_controls
@@ -38,10 +39,11 @@ def utterances_of(kind: str, voices: int, takes: Iterable[int], recogniser: Reco
 def run_demo(arguments: argparse.Namespace) -> None:
     """Run the whole job and write table.txt, results.json and controls.png."""
     began, seed, out = time.perf_counter(), arguments.seed, arguments.out
+    xp = array_module_for(arguments.device, tf32=arguments.tf32)
     alphabet, log_mel = Alphabet.of(WORDS), LogMel(RATE, silence=0.05)
     model = initial_conformer(ConformerConfig(labels=len(alphabet)), seed)
     model.frozen = True
-    recogniser = Recogniser(model, log_mel, alphabet)
+    recogniser = Recogniser(model, log_mel, alphabet).moved(xp)
     config = TrainingConfig(epochs=15, seed=seed)
     trainee = Pretraining(recogniser, config.dropout)
     seen = utterances_of(SEEN, SEEN_VOICES, TRAINING_TAKES, recogniser, seed)

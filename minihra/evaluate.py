@@ -12,6 +12,7 @@ from minihra.adapters.controller import BASE
 from minihra.adapters.hra import HRA
 from minihra.arrays import Array
 from minihra.data.corpus import Utterance
+from minihra.device import to_host
 from minihra.model import infer
 from minihra.parts import parts_of
 from minihra.recogniser import Recogniser
@@ -66,10 +67,12 @@ def infer_parts(
 
     def infer_part(rows: Array) -> list[Array]:
         edit = None if hra is None else hra.edit([tasks[row] for row in rows])
-        logits, valid = infer(recogniser.model, *pad([features[row] for row in rows]), edit)
+        inputs, lengths = pad([features[row] for row in rows])
+        logits, valid = to_host(infer(recogniser.model, xp.asarray(inputs), lengths, edit))
         return [row[real] for row, real in zip(logits, valid, strict=True)]
 
-    parts = parts_of([len(one) for one in features], tasks)
+    xp = recogniser.model.xp
+    parts = parts_of([len(one) for one in features], tasks, xp=xp)
     logits = chain.from_iterable(share([partial(infer_part, rows) for rows in parts]))
     by_row = dict(zip(np.concatenate(parts).tolist(), logits, strict=True))
     return [by_row[row] for row in range(len(features))]

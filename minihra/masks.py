@@ -10,9 +10,13 @@ from minihra.arrays import Array, array_module
 def valid_from_lengths(lengths: Array, frames: int, xp: ModuleType = np) -> Array:
     """Return the mask (B, frames) of utterances with `lengths` (B,) real frames each.
 
+    Lengths that are arrays of `xp` already are not looked at, as that would wait for a GPU.
+
     Raises:
         ValueError: a length is negative or larger than `frames`.
     """
+    if xp is not np and isinstance(lengths, xp.ndarray):
+        return xp.arange(frames)[None, :] < lengths[:, None]
     lengths = np.asarray(lengths)
     if lengths.ndim != 1 or (lengths < 0).any() or (lengths > frames).any():
         raise ValueError(f"lengths must be one number from 0 to {frames} for each utterance, got {lengths.tolist()}")

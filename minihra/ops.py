@@ -1,9 +1,9 @@
 """The switchboard: every pair under one name. Blocks and adapters call these names and never a backend.
 
 A name without a twin IS the reference function, so "go to definition" lands on the equations. A hot pair takes its twin
-from `minihra.kernels` where its first array is NumPy's and float32, whose type decides for all; float64 is for checks,
-and what they check is the reference. MINIHRA_REFERENCE=1 in the environment, or Numba missing, leaves everything to the
-reference.
+from `minihra.kernels` by its first array: on the GPU where that is CuPy's, and on the CPU where it is NumPy's and
+float32; there float64 is for checks, and what they check is the reference. MINIHRA_REFERENCE=1 in the environment, or
+Numba missing, leaves everything to the reference.
 """
 
 import os
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minihra.arrays import is_numpys
+from minihra.arrays import Array, is_cupys, is_numpys
 from minihra.layers.activations import (
     gelu_backward,
     gelu_forward,
@@ -97,12 +97,51 @@ TWINS = {
 }
 """The pairs with a twin for the CPU, and the file in minihra/kernels/cpu where it stands."""
 
+CUDA_TWINS = {
+    "layer_norm": "norms",
+    "running_norm": "norms",
+    "ctc": "ctc",
+    "log_mel": "log_mel",
+    "relu": "activations",
+    "sigmoid": "activations",
+    "swish": "activations",
+    "glu": "activations",
+    "gelu": "activations",
+    "batch_norm": "batch_norm",
+    "residual": "residual",
+    "dropout": "residual",
+    "depthwise_conv": "conv",
+    "conv2d": "conv2d",
+    "depthwise_conv2d": "conv2d",
+    "linear": "linear",
+    "masked_softmax": "softmax",
+    "attention": "attention",
+    "relative_attention": "relative_attention",
+    "shaw_attention": "relative_attention",
+    "rotary": "rotary",
+    "gru": "cells",
+    "indrnn": "cells",
+    "rnn": "cells",
+    "li_gru": "cells",
+    "no_recurrence": "cells",
+    "grouped_heads": "heads",
+}
+"""The pairs with a twin for the GPU, and the file in minihra/kernels/cuda where it stands."""
+
 UNPAIRED = {"adamw_update": "adamw", "subsample": "subsampling"}
 """The same of functions that are no pair: of the optimiser, and of blocks, several layers of a frozen model in one.
 
 Such a twin returns NotImplemented where it is none: for other variants of a block, or when its one thread would be
 slower than BLAS with several.
 """
+
+CUDA_UNPAIRED = {
+    "convolution_forward": "convolution",
+    "convolution_backward": "convolution",
+    "adamw_update_leaves": "adamw",
+    "clip_leaves": "adamw",
+}
+"""The same for the GPU."""
 
 
 class Switch:
@@ -125,25 +164,35 @@ def references() -> Iterator[None]:
 
 
 @cache
-def twins_in(file: str) -> ModuleType | None:
-    """Return the module minihra/kernels/cpu/`file`, or None where Numba or the folder of the kernels is missing."""
+def twins_in(file: str, folder: str = "cpu") -> ModuleType | None:
+    """Return the module minihra/kernels/`folder`/`file`, or None where Numba or the folder is missing."""
     try:
-        return import_module(f"minihra.kernels.cpu.{file}")
+        return import_module(f"minihra.kernels.{folder}.{file}")
     except ModuleNotFoundError as missing:
-        if missing.name not in ("numba", "minihra.kernels", "minihra.kernels.cpu"):
+        if missing.name not in ("numba", "minihra.kernels", f"minihra.kernels.{folder}"):
             raise
         return None
+
+
+def twins_for(x: Array, pair: str) -> ModuleType | None:
+    """Return the module with the twins of a pair (or of a function that is none) where `x` lives, or None."""
+    if is_cupys(x):
+        file = CUDA_TWINS.get(pair) or CUDA_UNPAIRED.get(pair)
+        return file and twins_in(file, "cuda")
+    file = TWINS.get(pair) or UNPAIRED.get(pair)
+    return twins_in(file) if file and x.dtype == np.float32 and is_numpys(x) else None
 
 
 def hot(reference: Callable) -> Callable:
     """Return a function that is `reference`, or its twin where there is one for the first array."""
     name, first = reference.__name__, next(iter(signature(reference).parameters))
-    file = UNPAIRED.get(name) or TWINS[name.rpartition("_")[0]]
+    pair = name if name in UNPAIRED or name in CUDA_UNPAIRED else name.rpartition("_")[0]
 
     @wraps(reference)
     def switch(*arguments: Any, **named: Any) -> Any:
         x = arguments[0] if arguments else named[first]
-        if not Switch.off and x.dtype == np.float32 and is_numpys(x) and (twins := twins_in(file)) is not None:
+        x = x[0] if isinstance(x, list) else x
+        if not Switch.off and (twins := twins_for(x, pair)) is not None and hasattr(twins, name):
             result = getattr(twins, name)(*arguments, **named)
             if result is not NotImplemented:
                 return result
@@ -157,25 +206,35 @@ def hot_pair(forward: Callable, backward: Callable) -> tuple[Callable, Callable]
     return hot(forward), hot(backward)
 
 
-linear_forward = hot(linear_forward)
-relu_forward = hot(relu_forward)
+linear_forward, linear_backward = hot_pair(linear_forward, linear_backward)
+sigmoid_forward, sigmoid_backward = hot_pair(sigmoid_forward, sigmoid_backward)
+relu_forward, relu_backward = hot_pair(relu_forward, relu_backward)
+gelu_forward, gelu_backward = hot_pair(gelu_forward, gelu_backward)
 swish_forward, swish_backward = hot_pair(swish_forward, swish_backward)
 glu_forward, glu_backward = hot_pair(glu_forward, glu_backward)
 layer_norm_forward, layer_norm_backward = hot_pair(layer_norm_forward, layer_norm_backward)
 batch_norm_forward, batch_norm_backward = hot_pair(batch_norm_forward, batch_norm_backward)
 running_norm_forward, running_norm_backward = hot_pair(running_norm_forward, running_norm_backward)
 residual_forward = hot(residual_forward)
+dropout_forward, dropout_backward = hot_pair(dropout_forward, dropout_backward)
 attention_forward, attention_backward = hot_pair(attention_forward, attention_backward)
 relative_attention_forward, relative_attention_backward = hot_pair(
     relative_attention_forward, relative_attention_backward
 )
+shaw_attention_forward, shaw_attention_backward = hot_pair(shaw_attention_forward, shaw_attention_backward)
+rotary_forward, rotary_backward = hot_pair(rotary_forward, rotary_backward)
+masked_softmax_forward, masked_softmax_backward = hot_pair(masked_softmax_forward, masked_softmax_backward)
 depthwise_conv_forward, depthwise_conv_backward = hot_pair(depthwise_conv_forward, depthwise_conv_backward)
 conv2d_forward, conv2d_backward = hot_pair(conv2d_forward, conv2d_backward)
-depthwise_conv2d_forward = hot(depthwise_conv2d_forward)
+depthwise_conv2d_forward, depthwise_conv2d_backward = hot_pair(depthwise_conv2d_forward, depthwise_conv2d_backward)
 gru_forward, gru_backward = hot_pair(gru_forward, gru_backward)
 indrnn_forward, indrnn_backward = hot_pair(indrnn_forward, indrnn_backward)
+rnn_forward, rnn_backward = hot_pair(rnn_forward, rnn_backward)
+li_gru_forward, li_gru_backward = hot_pair(li_gru_forward, li_gru_backward)
+no_recurrence_forward, no_recurrence_backward = hot_pair(no_recurrence_forward, no_recurrence_backward)
 grouped_heads_forward, grouped_heads_backward = hot_pair(grouped_heads_forward, grouped_heads_backward)
 ctc_forward, ctc_backward = hot_pair(ctc_forward, ctc_backward)
+log_mel_forward = hot(log_mel_forward)
 adamw_update = hot(adamw_update)
 
 PAIRS = {

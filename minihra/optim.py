@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from minihra.arrays import Array, array_module
-from minihra.ops import adamw_update
-from minihra.tree import Tree, global_norm, leaves, map_leaves
+from minihra.ops import adamw_update, hot
+from minihra.tree import Tree, from_leaves, global_norm, leaves
 
 
 class Moments(NamedTuple):
@@ -20,6 +20,25 @@ class Moments(NamedTuple):
     m: Array  # (...)
     v: Array  # (...)
     step: Array  # ()  float64
+
+
+@hot
+def adamw_update_leaves(
+    ps: list[Array],
+    gs: list[Array],
+    moments: list[Moments],
+    lr: Array,
+    *,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decays: list[float],
+) -> None:
+    """Count a step of each leaf p (...), and move it, by its gradient g (...), and its moments in place."""
+    for p, g, its_moments, decay in zip(ps, gs, moments, decays, strict=True):
+        m, v, step = its_moments
+        step += 1
+        adamw_update(p, g, m, v, step, lr, beta1=beta1, beta2=beta2, eps=eps, decay=decay)
 
 
 class AdamW:
@@ -42,33 +61,39 @@ class AdamW:
         named, gradients = dict(leaves(params)), dict(leaves(grads))
         if strangers := sorted(gradients.keys() - named.keys()):
             raise ValueError(f"gradients of what is no parameter: {', '.join(strangers)}")
-        for name, g in gradients.items():
-            p, xp = named[name], array_module(g)
+        if not gradients:
+            return
+        ps, xp = [named[name] for name in gradients], array_module(next(iter(gradients.values())))
+        for name, p in zip(gradients, ps, strict=True):
             if name not in self.moments:
                 self.moments[name] = Moments(xp.zeros_like(p), xp.zeros_like(p), xp.zeros((), np.float64))
-            m, v, step = self.moments[name]
-            step += 1
-            adamw_update(
-                p,
-                g,
-                m,
-                v,
-                step,
-                xp.asarray(lr, np.float64),
-                beta1=self.beta1,
-                beta2=self.beta2,
-                eps=self.eps,
-                decay=self.decay if p.ndim > 1 else 0.0,
-            )
+        adamw_update_leaves(
+            ps,
+            list(gradients.values()),
+            [self.moments[name] for name in gradients],
+            xp.asarray(lr, np.float64),
+            beta1=self.beta1,
+            beta2=self.beta2,
+            eps=self.eps,
+            decays=[self.decay if p.ndim > 1 else 0.0 for p in ps],
+        )
+
+
+@hot
+def clip_leaves(gs: list[Array], limit: float) -> tuple[list[Array], Array]:
+    """Return `gs` scaled so that their norm over all is at most `limit`, and the norm before."""
+    norm = global_norm(tuple(gs))
+    scale = limit / array_module(norm).maximum(norm, limit)
+    return [g * scale for g in gs], norm
 
 
 def clip_by_global_norm(grads: Tree, limit: float) -> tuple[Tree, Array]:
     """Return `grads` scaled so that their global norm is at most `limit`, and the norm before."""
-    norm = global_norm(grads)
-    if next(leaves(grads), None) is None:  # no leaf at all, as for a batch of "base" rows
-        return grads, norm
-    scale = limit / array_module(norm).maximum(norm, limit)
-    return map_leaves(lambda g: g * scale, grads), norm
+    named = dict(leaves(grads))
+    if not named:  # as for a batch of "base" rows
+        return grads, global_norm(grads)
+    clipped, norm = clip_leaves(list(named.values()), limit)
+    return from_leaves(grads, dict(zip(named, clipped, strict=True))), norm
 
 
 def warmup_cosine(step: int, steps: int, *, peak: float, warmup: int) -> float:

@@ -9,6 +9,7 @@ whole batch gives. Those of a model that trains meet in its batch norms, where t
 """
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import numpy as np
 
@@ -18,15 +19,16 @@ from minihra.threads import threads
 LEAST_FRAMES = 400  # of features (samples, of a waveform): with fewer in a part the interpreter costs too much
 
 
-def parts_of(lengths: Array, tasks: Sequence[str] | None = None, *, least: int = 2) -> list[Array]:
+def parts_of(lengths: Array, tasks: Sequence[str] | None = None, *, least: int = 2, xp: ModuleType = np) -> list[Array]:
     """Return the rows of each part of a batch of `lengths` (B,) frames, the longest utterances first.
 
     There are as many parts as threads, and `least` at least; with about the same number of frames, and one row or more.
+    Where the model computes with another array module `xp` than NumPy, on a GPU, the batch is a single part.
     With `tasks`, one a row, each part is sorted by them, so that an adapter need not gather the rows of a task.
     """
     order = np.argsort(-np.asarray(lengths), kind="stable")
     frames = np.cumsum(np.asarray(lengths)[order])
-    number = int(min(max(least, threads()), max(1, frames[-1] // LEAST_FRAMES)))
+    number = int(min(max(least, threads()), max(1, frames[-1] // LEAST_FRAMES))) if xp is np else 1
     place = np.maximum(frames - 1, 0) * number // max(1, frames[-1])  # which part each row's last frame falls into
     parts = [order[place == part] for part in range(number) if (place == part).any()]
     return parts if tasks is None else [part[np.argsort(np.array(tasks)[part], kind="stable")] for part in parts]

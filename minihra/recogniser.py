@@ -5,8 +5,9 @@ model.safetensors        the backbone's parameters and running statistics, or ad
 """
 
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from minihra.blocks.config import config_from_json
 from minihra.blocks.conformer import Conformer
 from minihra.blocks.parameters import conformer_shapes
 from minihra.checkpoint import FORMAT, find, matched, read_kind, write_json, write_tensors
+from minihra.device import moved, to_host
 from minihra.speech.alphabet import Alphabet
 from minihra.speech.features import Features, LogMel
 from minihra.speech.tokenizers import Tokenizer
@@ -33,6 +35,11 @@ class Recogniser(NamedTuple):
     features: Features
     tokenizer: Tokenizer
     family: str = OWN
+
+    def moved(self, xp: ModuleType) -> "Recogniser":
+        """Return it with the arrays of its model in `xp`."""
+        p, statistics = moved((self.model.p, self.model.statistics), xp)
+        return self._replace(model=replace(self.model, p=p, statistics=statistics))
 
 
 class Adapter(NamedTuple):
@@ -53,7 +60,7 @@ def backbone_hash(model: Conformer) -> str:
     digest = hashlib.sha256()
     for name, leaf in leaves(tensors_of(model)):
         digest.update(f"{name} {leaf.dtype.str} {leaf.shape}".encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
+        digest.update(np.ascontiguousarray(to_host(leaf)).tobytes())
     return digest.hexdigest()
 
 

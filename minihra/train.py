@@ -27,6 +27,7 @@ from minihra.checkpoint import (
     write_json,
 )
 from minihra.data.corpus import Batches, Utterance
+from minihra.device import to_host
 from minihra.evaluate import score
 from minihra.optim import AdamW, clip_by_global_norm, constant, warmup_cosine
 from minihra.speech.augment import SpecAugment
@@ -180,16 +181,23 @@ def train(
             together = step < config.steps_together(steps)
             if step == config.steps_together(steps):  # the sums' moments would hold each head's own steps down
                 optimiser.moments.clear()
-            loss, gradients = trainee.gradients(make_batch(chosen, config.augment, rng), rng)
-            if not np.isfinite(loss.mean):
-                raise ValueError(
-                    f"step {step + 1}: the loss is {loss.mean}; the learning rate {config.peak} is too high"
-                )
+            batch = make_batch(chosen, config.augment, rng)
+            try:
+                loss, gradients = trainee.gradients(batch, rng)
+            except MemoryError as error:
+                seconds = batch.features.shape[1] * trainee.recogniser.features.hop
+                what = f"in step {step + 1}, with a batch of {len(chosen)} recordings of up to {seconds:.1f} s"
+                raise MemoryError(f"{what}: {error}" if str(error) else what) from error
             gradients, norm = clip_by_global_norm(gradients, config.clip)
             if together:
                 gradients = trainee.as_one(gradients)
             rate = config.learning_rate(step, steps)
             optimiser.update(trainee.parameters, gradients, rate)
+            loss, norm = to_host((loss, norm))  # not before: a GPU has the whole step to do until then
+            if not np.isfinite(loss.mean):
+                raise ValueError(
+                    f"step {step + 1}: the loss is {loss.mean}; the learning rate {config.peak} is too high"
+                )
             left_out = [u.place for u, feasible in zip(chosen, loss.feasible, strict=True) if not feasible]
             too_short.update(left_out)
             log.write(
@@ -233,7 +241,7 @@ def begin(run: Path, trainee: Trainee, optimiser: AdamW, settings: dict[str, Any
         changed = "; ".join(f"{key} was {state['settings'].get(key)}, is {theirs[key]}" for key in other)
         raise ValueError(f"{run}: the run to resume had other settings ({changed})")
     trainee.load(done[-1])
-    load_optimiser(optimiser, done[-1])
+    load_optimiser(optimiser, done[-1], trainee.recogniser.model.xp)
     return int(state["step"])
 
 

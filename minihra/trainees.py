@@ -4,15 +4,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from minihra.adapters.files import controller_hash
-from minihra.arrays import Array
+from minihra.arrays import Array, array_module
 from minihra.blocks.parameters import Statistics
 from minihra.data.corpus import Utterance
 from minihra.evaluate import transcribe
+from minihra.graphs import Graphs
 from minihra.model import Loss, backward, ctc_loss, forward, pack_labels
 from minihra.parts import parts_of
 from minihra.recogniser import Adapter, Recogniser, load_hra, load_own, save_backbone, save_hra
@@ -30,10 +32,10 @@ class Batch(NamedTuple):
     labels: Sequence[Sequence[int]]
     tasks: Sequence[str]
 
-    def part(self, rows: Array) -> "Batch":
-        """Return some rows of it, padded to the longest of them."""
+    def part(self, rows: Array, xp: ModuleType) -> "Batch":
+        """Return some rows of it, padded to the longest of them, with the features in `xp`."""
         lengths = self.lengths[rows]
-        features = self.features[rows, : max(1, lengths.max())]
+        features = xp.asarray(self.features[rows, : max(1, lengths.max())])
         return Batch(features, lengths, [self.labels[row] for row in rows], [self.tasks[row] for row in rows])
 
 
@@ -106,12 +108,12 @@ class Pretraining:
         model = replace(self.recogniser.model, frozen=False)
         pack_labels(batch.labels, model.config.labels, self.recogniser.tokenizer.blank)  # tells the row of the batch
         training = model.draw_dropout(self.dropout, *batch.features.shape[:2], rng)
-        parts = parts_of(batch.lengths, least=1)
+        parts = parts_of(batch.lengths, least=1, xp=model.xp)
 
         def gradients_of(rows: Array, total: Total) -> tuple[Loss, Tree, Statistics]:
-            part = batch.part(rows)
+            part = batch.part(rows, model.xp)
             frames = model.config.front_end.frames(part.features.shape[1])
-            how = training.part(rows, max(1, frames), total)
+            how = training.part(rows, max(1, frames), total, model.xp)
             logits, cache = forward(model, part.features, part.lengths, None, how)
             loss, dlogits = labelled_loss(self.recogniser, logits, cache.context.valid, part, total)
             statistics = tuple(layer.statistics for layer in cache.layers)
@@ -136,7 +138,7 @@ class Pretraining:
 
     def load(self, folder: Path) -> None:
         """Go back to the backbone of a folder."""
-        self.recogniser = load_own(folder)
+        self.recogniser = load_own(folder).moved(self.recogniser.model.xp)
 
 
 @dataclass
@@ -154,6 +156,11 @@ class Adaptation:
     train_controller: bool = True
     new_tasks: tuple[str, ...] = ()
     recompute: bool = False  # see model.forward
+    graph: bool = False  # on a GPU, steps as CUDA graphs: see graphs.py
+
+    def __post_init__(self) -> None:
+        self.adapter.hra.move(self.recogniser.model.xp)
+        self._graphs: Graphs | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -177,12 +184,15 @@ class Adaptation:
         """Return loss and gradients, of the parts of the batch one by one; nothing is drawn."""
         self.adapter.hra.edit(batch.tasks)  # mistakes are told with their rows of the batch, and not of a part
         pack_labels(batch.labels, self.recogniser.model.config.labels, self.recogniser.tokenizer.blank)
-        parts = parts_of(batch.lengths, batch.tasks)
-        return joined(parts, weighed(share([partial(self.gradients_of, batch.part(rows)) for rows in parts])))
+        xp = self.recogniser.model.xp
+        parts = parts_of(batch.lengths, batch.tasks, xp=xp)
+        return joined(parts, weighed(share([partial(self.gradients_of, batch.part(rows, xp)) for rows in parts])))
 
     def gradients_of(self, batch: Batch) -> tuple[Loss, Tree]:
         """Return loss and gradients of a part of a batch."""
         model, hra = self.recogniser.model, self.adapter.hra
+        if self.graph and (result := self.graphs.gradients(*batch)) is not None:
+            return result
         edit = hra.edit(batch.tasks, train_controller=self.train_controller)
         logits, cache = forward(model, batch.features, batch.lengths, edit, recompute=self.recompute)
         loss, dlogits = labelled_loss(self.recogniser, logits, cache.context.valid, batch)
@@ -207,10 +217,23 @@ class Adaptation:
     def load(self, folder: Path) -> None:
         """Go back to the adapter of a folder."""
         self.adapter = load_hra(folder, self.adapter.backbone_sha256)
+        self.adapter.hra.move(self.recogniser.model.xp)
+        self._graphs = None
+
+    @property
+    def graphs(self) -> Graphs:
+        """The CUDA graphs of this adapter's steps."""
+        if self._graphs is None:
+            how = {"train_controller": self.train_controller, "recompute": self.recompute}
+            blank = self.recogniser.tokenizer.blank
+            self._graphs = Graphs(self.recogniser.model, self.adapter.hra, blank=blank, **how)
+        return self._graphs
 
 
 def weighed(results: Sequence[tuple[Loss, Tree]]) -> list[tuple[Loss, Tree]]:
     """Return what each part adds to the mean over the feasible utterances of all, of the mean over its own."""
+    if len(results) == 1:
+        return list(results)
     total, new = max(1, sum(loss.feasible.sum() for loss, _ in results)), []
     for loss, gradients in results:
         weight = (loss.feasible.sum() / total).astype(loss.mean.dtype)
@@ -220,11 +243,12 @@ def weighed(results: Sequence[tuple[Loss, Tree]]) -> list[tuple[Loss, Tree]]:
 
 def joined(parts: Sequence[Array], results: Sequence[tuple[Loss, Tree]]) -> tuple[Loss, Tree]:
     """Return the loss of a whole batch and its gradients: the sums over its parts, whose rows are `parts`."""
-    order = np.argsort(np.concatenate(parts))
+    xp = array_module(results[0][0].mean)
+    order = xp.asarray(np.argsort(np.concatenate(parts)))
     utterances, feasible = (
-        np.concatenate([getattr(loss, field) for loss, _ in results])[order] for field in ("utterances", "feasible")
+        xp.concatenate([getattr(loss, field) for loss, _ in results])[order] for field in ("utterances", "feasible")
     )
-    mean, gradients = np.zeros((), utterances.dtype), None
+    mean, gradients = xp.zeros((), utterances.dtype), None
     for loss, of_part in results:
         mean = mean + loss.mean
         gradients = add(gradients, of_part)

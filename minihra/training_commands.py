@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from minihra.adapters.hra import HRA
 from minihra.adapters.parts import known
 from minihra.blocks.initial import initial_conformer
@@ -13,6 +15,7 @@ from minihra.config import build, named_size, read_config
 from minihra.data.corpus import Utterance, commonest_rate, load_utterances
 from minihra.data.faults import Faults
 from minihra.data.manifest import limit_per_task
+from minihra.device import array_module_for
 from minihra.loaders.backbone import load_backbone
 from minihra.recogniser import OWN, Adapter, Recogniser, backbone_hash, load_hra
 from minihra.speech.alphabet import Alphabet
@@ -23,6 +26,7 @@ from minihra.tree import count
 
 def run_pretrain(arguments: argparse.Namespace) -> None:
     """Train a backbone from nothing."""
+    xp = array_module_for(arguments.device, tf32=arguments.tf32)
     settings = read_config(arguments.config) if arguments.config else named_size(arguments.size)
     given = {key: getattr(arguments, key) for key in ("epochs", "steps", "seed") if getattr(arguments, key) is not None}
     augment = None if settings.augment is None else build("augment", **settings.augment)
@@ -45,7 +49,7 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.manifest}: no row is left to train on")
     model = initial_conformer(config, training.seed)
     model.frozen = True  # as the recogniser is used; a training step thaws it
-    trainee = Pretraining(Recogniser(model, log_mel, alphabet), training.dropout)
+    trainee = Pretraining(Recogniser(model, log_mel, alphabet).moved(xp), training.dropout)
     done = train(
         trainee, utterances, training, arguments.out, valid=valid, resume=arguments.resume, title="pre-training"
     )
@@ -73,6 +77,9 @@ def tell_infeasible(places: list[str], of: int) -> None:
 
 def run_adapt(arguments: argparse.Namespace) -> None:
     """Train an HRA with a head for each task, on a frozen backbone."""
+    xp = array_module_for(arguments.device, tf32=arguments.tf32)
+    if arguments.graph and xp is np:
+        raise ValueError("--graph is for a GPU: it needs --device cuda")
     recogniser = load_backbone(arguments.backbone)
     given = {key: getattr(arguments, key) for key in ("epochs", "steps", "seed") if getattr(arguments, key) is not None}
     if "epochs" in given:
@@ -98,7 +105,9 @@ def run_adapt(arguments: argparse.Namespace) -> None:
     new = add_new_tasks(arguments, adapter, tasks)
     if len(new) < 2:  # one head, or none, has no other to learn with
         training = replace(training, together=0.0)
-    trainee = Adaptation(recogniser, adapter, not arguments.freeze_controller, new, arguments.recompute)
+    graph = xp is not np and arguments.graph is not False
+    learns = not arguments.freeze_controller
+    trainee = Adaptation(recogniser.moved(xp), adapter, learns, new, recompute=arguments.recompute, graph=graph)
     done = train(trainee, utterances, training, arguments.out, resume=arguments.resume, title="adapting")
     size = trainee.adapter.hra.count_parameters(count(recogniser.model.p))
     print(

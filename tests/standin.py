@@ -16,19 +16,46 @@ import numpy as np
 
 FUNCTIONS = (
     "arange", "ascontiguousarray", "broadcast_to", "clip", "concatenate", "empty_like", "exp", "full", "full_like",
-    "log", "logaddexp", "maximum", "sqrt", "stack", "take_along_axis", "tanh", "where", "zeros", "zeros_like",
-    "fft.rfft", "fft.irfft",
+    "empty", "log", "logaddexp", "maximum", "sqrt", "stack", "take_along_axis", "tanh", "where", "zeros",
+    "zeros_like", "fft.rfft", "fft.irfft",
     "lib.stride_tricks.as_strided",
 )  # fmt: skip
 SPECIAL_FUNCTIONS = ("erf",)
-METHODS = ("astype", "max", "mean", "reshape", "sum", "swapaxes")
-ATTRIBUTES = ("T", "dtype", "imag", "ndim", "real", "shape", "strides")
+METHODS = ("astype", "max", "mean", "reshape", "sum", "swapaxes", "view")
+ATTRIBUTES = ("T", "dtype", "flags", "imag", "ndim", "real", "shape", "size", "strides")
 BINARY = ("add", "sub", "mul", "truediv", "pow", "matmul", "and", "or", "eq", "ne", "lt", "le", "gt", "ge")
 IN_PLACE = ("add", "mul")
 UNARY = ("neg",)
 
 called: set[tuple[str, frozenset[str]]] = set()
 """(name, keywords) of every function and method that was called."""
+
+
+class Tape:
+    """What stand-ins compute while they are recorded, as a CUDA graph is, to be computed again in the same arrays."""
+
+    steps: list[Callable[[], None]] | None = None
+
+
+@contextmanager
+def recorded(steps: list[Callable[[], None]]) -> Iterator[None]:
+    """Add to `steps` what is computed; what would go to the GPU or come from it meanwhile is refused."""
+    Tape.steps = steps
+    try:
+        yield
+    finally:
+        Tape.steps = None
+
+
+def record(step: Callable[[], None]) -> None:
+    """Note a step that has been done, if somebody records."""
+    if Tape.steps is not None:
+        Tape.steps.append(step)
+
+
+def refuse_while_recorded(what: str) -> None:
+    if Tape.steps is not None:
+        raise RuntimeError(f"{what} while a graph is recorded")
 
 
 class ndarray:  # noqa: N801  the name that an array has in NumPy and CuPy
@@ -47,10 +74,12 @@ class ndarray:  # noqa: N801  the name that an array has in NumPy and CuPy
         raise TypeError("implicit conversion to a NumPy array")
 
     def __getitem__(self, key: Any) -> "ndarray":
-        return wrapped(self.hidden[unwrapped(key)])
+        return computed(self.hidden.__getitem__, unwrapped(key))
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self.hidden[unwrapped(key)] = unwrapped(value)
+        place, given = unwrapped(key), unwrapped(value)
+        self.hidden[place] = given
+        record(lambda: self.hidden.__setitem__(place, given))
 
     def __len__(self) -> int:
         return len(self.hidden)
@@ -74,6 +103,20 @@ def wrapped(result: Any) -> Any:
     return result
 
 
+def computed(function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """A stand-in of what a function of NumPy returns."""
+    result = wrapped(function(*args, **kwargs))
+    if isinstance(result, ndarray):
+
+        def again() -> None:
+            new = function(*args, **kwargs)
+            if not np.may_share_memory(new, result.hidden):  # else it is a view, or was written into `out`
+                result.hidden[...] = new
+
+        record(again)
+    return result
+
+
 def unwrapped(value: Any) -> Any:
     """What NumPy may see of an argument; a TypeError for a NumPy array or scalar, which CuPy does not mix with."""
     if isinstance(value, ndarray):
@@ -90,7 +133,7 @@ def caller(name: str, function: Callable) -> Callable:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         called.add((name, frozenset(kwargs)))
-        return wrapped(function(*unwrapped(args), **{key: unwrapped(value) for key, value in kwargs.items()}))
+        return computed(function, *unwrapped(args), **{key: unwrapped(value) for key, value in kwargs.items()})
 
     return call
 
@@ -115,7 +158,7 @@ def operator(name: str) -> Callable:
 
     def operate(self: ndarray, *others: Any) -> Any:
         called.add((f"ndarray.{name}", frozenset()))
-        return wrapped(getattr(self.hidden, f"__{name}__")(*unwrapped(others)))
+        return computed(getattr(self.hidden, f"__{name}__"), *unwrapped(others))
 
     return operate
 
@@ -125,7 +168,9 @@ def in_place(name: str) -> Callable:
 
     def operate(self: ndarray, other: Any) -> ndarray:
         called.add((f"ndarray.i{name}", frozenset()))
-        self.hidden[...] = getattr(self.hidden, f"__{name}__")(unwrapped(other))
+        operate_on, given = getattr(self.hidden, f"__{name}__"), unwrapped(other)
+        self.hidden[...] = operate_on(given)
+        record(lambda: self.hidden.__setitem__(..., operate_on(given)))
         return self
 
     return operate
@@ -149,11 +194,14 @@ ndarray.__module__ = "standin"
 def asarray(values: Any, dtype: Any = None) -> ndarray:
     """The one way in, as in CuPy: a stand-in of a NumPy array or of Python numbers."""
     called.add(("asarray", frozenset({"dtype"} if dtype is not None else ())))
+    if not isinstance(values, ndarray):
+        refuse_while_recorded("an upload")
     return values if isinstance(values, ndarray) else ndarray(np.array(values, dtype))
 
 
 def asnumpy(x: ndarray) -> np.ndarray:
     """The one way out."""
+    refuse_while_recorded("a download")
     return x.hidden
 
 

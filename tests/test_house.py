@@ -20,6 +20,7 @@ from tests.imports_of import ROOT, Import, house, imports, imports_of_house
 ROOMS = {
     "minihra": 0,  # the package itself imports nothing of its own
     "minihra.allocator": 0,
+    "minihra.device": 0,
     "minihra.threads": 0,
     "minihra.arrays": 0,
     "minihra.tree": 0,
@@ -41,6 +42,7 @@ ROOMS = {
     "minihra.loaders": 5,
     "minihra.evaluate": 5,
     "minihra.parts": 5,
+    "minihra.graphs": 5,
     "minihra.trainees": 5,
     "minihra.controls": 5,
     "minihra.open_cases": 4,
@@ -50,6 +52,10 @@ ROOMS = {
     "minihra.checks": 6,
     "minihra.bench": 6,
     "minihra.bench_rows": 6,
+    "minihra.bench_runs": 6,
+    "minihra.bench_bandwidth": 6,
+    "minihra.bench_side": 6,
+    "minihra.bench_twins": 6,
     "minihra.bench_floor": 6,
     "minihra.demo": 6,
     "minihra.weightless": 6,

@@ -218,7 +218,7 @@ def test_a_model_too_big_for_the_memory(
     assert main(command) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("minihra: memory ran out (Unable to allocate ") and printed.count("\n") == 1
-    assert "`minihra inspect` tells what a model takes; shorter recordings and `--recompute` need less" in printed
+    assert "`minihra inspect` tells what a model takes; shorter recordings, smaller batches" in printed
 
 
 def test_no_folder_of_that_name(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -167,7 +167,7 @@ def test_gradients_of_an_adapter_are_those_of_autograd(name: str, cell: str, hea
     adapter = Adapter(unflatten(dict(leaves(hra.p)), torch.float64), cell, hra.task_names, "gather")
     share_tables(model, backbone, logits.shape[1])
     rows = [row for row, task in enumerate(tasks) if task != "base"]
-    apply, state = adapter.choose([tasks[row] for row in rows], torch.device("cpu")), {}
+    apply, state = adapter.choose(*adapter.places([tasks[row] for row in rows], torch.device("cpu"))), {}
 
     def attach(module: Any, args: Any, x: torch.Tensor) -> torch.Tensor:
         h = state.get("h", torch.zeros(len(rows), x.shape[1], hra.state_size, dtype=torch.float64))

@@ -32,7 +32,7 @@ def xp() -> Iterator[ModuleType]:
 
 @pytest.fixture
 def cupy() -> ModuleType:
-    return pytest.importorskip("cupy", reason="CuPy's names: pip install 'minihra[cuda12]' (no GPU is needed)")
+    return pytest.importorskip("cupy", reason="CuPy's names: pip install 'minihra[kernels]' (no GPU is needed)")
 
 
 def moved(tree: Tree) -> Tree:
@@ -158,12 +158,17 @@ def test_stand_in_has_no_name_that_cupy_lacks(cupy: ModuleType) -> None:
 
 
 def calls_of_all_cases() -> set[tuple[str, frozenset[str]]]:
-    """What the pairs, the blocks and a training step call."""
+    """What the pairs, the blocks, a training step and the twins for the GPU call."""
     standin.called.clear()
     for case in CASES:
         *outputs, cache = case.pair.forward(**moved(case.arguments), **moved(dict(case.constants)))
         case.pair.backward(*(moved(numbers(*y.shape)) for y in outputs[: case.outputs]), cache)
     test_step_of_an_hra_runs_on_the_stand_in("gru", "linear", "batch")
+    from tests import test_cuda_twins  # which skips where there is no compiler
+
+    with test_cuda_twins.emulated():
+        for case in test_cuda_twins.CASES.values():
+            test_cuda_twins.twin_results(case, np.float32)
     return standin.called
 
 

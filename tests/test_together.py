@@ -22,7 +22,7 @@ from minihra.speech.features import LogMel
 from minihra.train import OPEN_ADAPTATION, TrainingConfig, train
 from minihra.trainees import Adaptation
 from minihra.tree import leaves
-from tests.tiny import bits, frozen_backbone
+from tests.tiny import bits, frozen_backbone, new_hra
 from tests.tones import Bench
 
 SPEAKERS = ("ann", "bob", "cec")
@@ -97,7 +97,8 @@ def test_the_moments_of_the_sums_are_forgotten(tmp_path: Path, monkeypatch: pyte
 
 def test_old_heads_and_absent_ones() -> None:
     one, two, three = np.ones(2), np.full(2, 3.0), np.full(2, 5.0)
-    trainee = Adaptation(None, None, new_tasks=("ann", "bob", "cec"))
+    recogniser, adapter = Recogniser(frozen_backbone(), None, None), Adapter(new_hra(), "speaker", "")
+    trainee = Adaptation(recogniser, adapter, new_tasks=("ann", "bob", "cec"))
     gradients = HRAParams(None, {"old": (one,), "ann": (two,), "bob": (three,)})
     heads = trainee.as_one(gradients).heads
     assert {name: head[0].tolist() for name, head in heads.items()} == {

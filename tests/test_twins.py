@@ -124,7 +124,7 @@ def as_tuple(gradients: Any) -> tuple:
 
 
 def named(tree: Tree) -> dict[str, Array]:
-    return {name: leaf for name, leaf in leaves(tree) if isinstance(leaf, np.ndarray)}
+    return {name: np.asarray(leaf) for name, leaf in leaves(tree) if isinstance(leaf, np.ndarray | np.generic)}
 
 
 def assert_same(found: Tree, wanted: Tree, dtype: type) -> None:
@@ -135,8 +135,9 @@ def assert_same(found: Tree, wanted: Tree, dtype: type) -> None:
         b = wanted[name]
         assert a.dtype == b.dtype and a.shape == b.shape, name
         finite = np.isfinite(b)
-        assert np.array_equal(a[~finite], b[~finite]), name  # the log of 0
-        error = np.abs(a[finite].astype(float) - b[finite].astype(float)).max(initial=0)
+        assert np.array_equal(a[~finite], b[~finite], equal_nan=True), name  # the log of 0
+        wide = np.result_type(b.dtype, float)  # complex where the spectrum of a frame is
+        error = np.abs(a[finite].astype(wide) - b[finite].astype(wide)).max(initial=0)
         assert error <= TOLERANCE[dtype] * np.abs(b[finite]).max(initial=1e-30), (name, error)
 
 

@@ -10,9 +10,9 @@ Letters: B batch, T frames, F mel bins, C width, A heads, D = C/A, K kernel, H s
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 Tree = dict[str, Any]  # nested dicts with tensors at the leaves
 Reach = tuple[int | None, int | None]
-Tasks = Sequence[str] | None
 Map = Callable[[Tensor], Tensor]
 EPS = 1e-5
 
@@ -242,6 +241,18 @@ def through(steps: Sequence[Map], x: Tensor) -> Tensor:
     return reduce(lambda y, step: step(y.relu()), steps[1:], steps[0](x))
 
 
+class Plan(NamedTuple):
+    """Which rows of a batch have which head; made once for a batch, as its indices go to where the model computes."""
+
+    rows: Tensor  # those that are not "base"
+    everyone: bool  # whether that is all of them
+    present: tuple[str, ...]  # the distinct tasks
+    places: tuple[Tensor, ...]  # "gather": the place of each row's task in present; "loop": rows by task, and back
+
+
+Tasks = Sequence[str] | Plan | None
+
+
 class Adapter(nn.Module):
     """One controller for all layers and one head a task: a linear map, or two with R features between them."""
 
@@ -251,16 +262,21 @@ class Adapter(nn.Module):
         self.heads = linear_maps({t: p["heads"][t] for t in tasks})
         self.heads_mode = heads_mode
 
-    def choose(self, tasks: Sequence[str], device: torch.device) -> Map:
+    def places(self, tasks: Sequence[str], device: torch.device) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
+        """`present` and `places` of a plan."""
+        present = tuple(dict.fromkeys(tasks))
+        if self.heads_mode == "gather":
+            return present, (torch.tensor([present.index(t) for t in tasks], device=device),)
+        rows = [torch.tensor([i for i, t in enumerate(tasks) if t == n], device=device) for n in present]
+        return present, (*rows, torch.cat(rows).argsort())
+
+    def choose(self, present: Sequence[str], places: Sequence[Tensor]) -> Map:
         """The heads of these rows as one map (rows, T, H) -> (rows, T, C), made once and used at all layers."""
-        present = list(dict.fromkeys(tasks))
         steps = [[q] if isinstance(q, Linear) else [q["up"], q["down"]] for q in (self.heads[t] for t in present)]
         if self.heads_mode == "gather":
-            which = torch.tensor([present.index(t) for t in tasks], device=device)
-            gathered = [batched(maps, which) for maps in zip(*steps, strict=True)]
+            gathered = [batched(maps, places[0]) for maps in zip(*steps, strict=True)]
             return lambda h: through(gathered, h)
-        rows = [torch.tensor([i for i, t in enumerate(tasks) if t == n], device=device) for n in present]
-        back = torch.cat(rows).argsort()
+        *rows, back = places
         return lambda h: torch.cat([through(s, h[i]) for s, i in zip(steps, rows, strict=True)])[back]
 
 
@@ -307,21 +323,25 @@ class TorchHRA(nn.Module):
         x, lengths = self.backbone["front_end"](features, torch.as_tensor(lengths, device=weight.device))
         valid = valid_frames(lengths, x.shape[1])
         table, visible = position_table(x), visible_keys(valid, self.reach)
-        tasks = ["base"] * len(x) if tasks is None else list(tasks)
-        if len(tasks) != len(x) or not set(tasks) <= {"base", *self.tasks}:
-            raise ValueError(f"expected {len(x)} tasks out of {('base', *self.tasks)}, got {tasks}")
-
-        if rows := [i for i, t in enumerate(tasks) if t != "base"]:
-            head = self.adapter.choose([tasks[i] for i in rows], x.device)
-            h = x.new_zeros(len(rows), x.shape[1], self.adapter.controller.H)
-            index = torch.tensor(rows, device=x.device)
+        plan = tasks if isinstance(tasks, Plan) else self.plan(["base"] * len(x) if tasks is None else tasks, len(x))
+        if plan.present:
+            head = self.adapter.choose(plan.present, plan.places)
+            h = x.new_zeros(len(plan.rows), x.shape[1], self.adapter.controller.H)
         for l, block in enumerate(self.backbone["layers"]):
             x = block(x, valid, table, visible, self.statistics[l] if self.statistics else None)
-            if rows:
-                everyone = len(rows) == len(x)
-                h = self.adapter.controller(x if everyone else x[index], h)
-                x = x + head(h) if everyone else x.index_add(0, index, head(h))
+            if plan.present:
+                h = self.adapter.controller(x if plan.everyone else x[plan.rows], h)
+                x = x + head(h) if plan.everyone else x.index_add(0, plan.rows, head(h))
         return self.backbone["readout"]["linear"](x), lengths
+
+    def plan(self, tasks: Sequence[str], size: int) -> Plan:
+        """The plan of a batch of so many rows, one task a row."""
+        if len(tasks) != size or not set(tasks) <= {"base", *self.tasks}:
+            raise ValueError(f"expected {size} tasks out of {('base', *self.tasks)}, got {list(tasks)}")
+        device = self.backbone["readout"]["linear"].W.device
+        rows = [i for i, t in enumerate(tasks) if t != "base"]
+        present, places = self.adapter.places([tasks[i] for i in rows], device) if rows else ((), ())
+        return Plan(torch.tensor(rows, device=device), len(rows) == size, present, places)
 
     def loss(self, features: Tensor, lengths: Tensor, labels: list[list[int]], tasks: Tasks = None) -> Tensor:
         """CTC, the mean over the utterances whose labels fit into their frames (0 where there is none)."""
@@ -345,56 +365,77 @@ Run = Callable[[], Any]
 STATE, RATE, BLANK = 64, 1e-4, 0
 
 
-def compiled(name: str, make: Callable[[Callable], Run]) -> dict[str, Run]:
-    """What runs eagerly, and the same compiled, which is made at its first run."""
+def at_first_run(make: Callable[[], Run]) -> Run:
+    """A run that is made when it first runs."""
     made: list[Run] = []
 
     def run() -> Any:
         if not made:
-            made.append(make(torch.compile))
+            made.append(make())
         return made[0]()
 
-    return {f"{name}, eager": make(lambda f: f), f"{name}, compiled": run}
+    return run
 
 
-def runs_of(row: Any, inputs: dict[str, Any]) -> dict[str, Run]:
+def compiled(name: str, make: Callable[[Callable], Run], device: str) -> dict[str, Run]:
+    """What runs eagerly, and the same compiled, on a GPU also with CUDA graphs."""
+    runs = {f"{name}, eager": make(lambda f: f), f"{name}, compiled": at_first_run(lambda: make(torch.compile))}
+    if device == "cuda":
+        runs[f"{name}, CUDA graphs"] = at_first_run(lambda: make(partial(torch.compile, mode="reduce-overhead")))
+    return runs
+
+
+def runs_of(row: Any, inputs: dict[str, Any], *, device: str = "cpu", tf32: bool = False) -> dict[str, Run]:
     """What PyTorch can do a row with, by name; all of it on as many threads as OMP_NUM_THREADS says."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     if row.kind.startswith("heads"):
-        return heads_runs(row, inputs)
+        return heads_runs(row, inputs, device)
     if row.kind == "ctc":
-        return ctc_runs(inputs)
-    if row.kind == "log-mel":
+        return ctc_runs(inputs, device)
+    if row.kind == "log-mel" or row.kind.startswith("bandwidth"):
         return {}
     modes = ("gather",) if row.kind == "training" else ("gather", "loop")
     runs = {}
     for mode in modes:
-        runs |= compiled(mode, lambda compile_, mode=mode: model_run(row, inputs, mode, compile_))
+        runs |= compiled(mode, partial(model_run, row, inputs, mode, device), device)
     return runs
 
 
-def model_run(row: Any, inputs: dict[str, Any], mode: str, compile_: Callable) -> Run:
-    """One step of adaptation or training, or an inference."""
+def gpu_memory(reset: bool) -> int:
+    """The most bytes that tensors have taken on the GPU since the last reset; after one, what they take."""
+    if reset:
+        torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.max_memory_allocated()
+
+
+def model_run(row: Any, inputs: dict[str, Any], mode: str, device: str, compile_: Callable) -> Run:
+    """One step of adaptation or training, or an inference; features come from the host, as in a training."""
     named = {name: a for name, a in inputs.items() if name.startswith(("backbone.", "statistics.", "adapter."))}
     tasks = tuple(f"task{n}" for n in range(row.heads))
     training = row.kind == "training"
     model = TorchHRA(
         named, heads=4, cell=None if training else row.cell, tasks=tasks, dtype=torch.float32,
         freeze_backbone=not training, heads_mode=mode,
-    )  # fmt: skip
+    ).to(device)  # fmt: skip
     model.forward = compile_(model.forward)
-    features, lengths = torch.tensor(inputs["features"]), torch.tensor(inputs["lengths"])
-    chosen = None if training else inputs["tasks"]
+    features, lengths = torch.tensor(inputs["features"]), torch.tensor(inputs["lengths"], device=device)
+    chosen = None if training else model.plan(inputs["tasks"], row.batch)
+    if device == "cuda":
+        features = features.pin_memory()
+
+    def there() -> Tensor:
+        return features.to(device, non_blocking=True)
+
     if row.kind == "inference":
         model.eval()
-        with torch.inference_mode():
-            return torch.inference_mode()(lambda: float(model(features, lengths, chosen)[0].mean()))
+        return torch.inference_mode()(lambda: float(model(there(), lengths, chosen)[0].mean()))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0, fused=True)
 
     def step() -> float:
         optimiser.zero_grad(set_to_none=True)
-        loss = model.loss(features, lengths, inputs["labels"], chosen)
+        loss = model.loss(there(), lengths, inputs["labels"], chosen)
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
@@ -403,19 +444,20 @@ def model_run(row: Any, inputs: dict[str, Any], mode: str, compile_: Callable) -
     return step
 
 
-def heads_runs(row: Any, inputs: dict[str, Any]) -> dict[str, Run]:
+def heads_runs(row: Any, inputs: dict[str, Any], device: str) -> dict[str, Run]:
     """The heads of a batch with the sum onto the residual, or their backward: gathered, and in a loop over tasks."""
     named = {name.removeprefix("adapter."): a for name, a in inputs.items() if name.startswith("adapter.")}
     tree, runs = unflatten(named, torch.float32), {}
     order = sorted(range(row.batch), key=lambda i: list(dict.fromkeys(inputs["tasks"])).index(inputs["tasks"][i]))
-    h, residual, do = (torch.tensor(inputs[name])[order] for name in ("h", "residual", "do"))
+    h, residual, do = (torch.tensor(inputs[name])[order].to(device) for name in ("h", "residual", "do"))
     tasks = [inputs["tasks"][i] for i in order]
     backward = row.kind == "heads backward"
     for mode in ("gather", "loop"):
-        adapter = Adapter(tree, "gru", [f"task{n}" for n in range(row.heads)], mode)
+        adapter = Adapter(tree, "gru", [f"task{n}" for n in range(row.heads)], mode).to(device)
+        plan = adapter.places(tasks, h.device)
 
-        def forward(h: Tensor, adapter: Adapter = adapter) -> Tensor:
-            return adapter.choose(tasks, h.device)(h) + residual
+        def forward(h: Tensor, adapter: Adapter = adapter, plan: tuple = plan) -> Tensor:
+            return adapter.choose(*plan)(h) + residual
 
         def make(compile_: Callable, forward: Callable = forward, adapter: Adapter = adapter) -> Run:
             run = compile_(forward)
@@ -430,22 +472,26 @@ def heads_runs(row: Any, inputs: dict[str, Any]) -> dict[str, Run]:
 
             return back
 
-        runs |= {f"{mode}, eager": make(lambda f: f)} if backward or row.tasks > 64 else compiled(mode, make)
+        eager_alone = backward or row.tasks > 64
+        runs |= {f"{mode}, eager": make(lambda f: f)} if eager_alone else compiled(mode, make, device)
     return runs
 
 
-def ctc_runs(inputs: dict[str, Any]) -> dict[str, Run]:
-    """CTC from logits to their gradient."""
-    logits = torch.tensor(inputs["logits"], requires_grad=True)
+def ctc_runs(inputs: dict[str, Any], device: str) -> dict[str, Run]:
+    """CTC from logits to their gradient; on a GPU also that of cuDNN, which wants labels and lengths on the host."""
+    logits = torch.tensor(inputs["logits"], device=device, requires_grad=True)
     B, T, _ = logits.shape
     labels = torch.tensor(inputs["labels"])
-    sizes = torch.full((B,), labels.shape[1])
 
-    def run() -> float:
+    def run(labels: Tensor, lengths: Tensor, sizes: Tensor) -> float:
         logits.grad = None
         scores = logits.log_softmax(-1).transpose(0, 1)
-        loss = F.ctc_loss(scores, labels, torch.full((B,), T), sizes, BLANK, reduction="sum") / B
+        loss = F.ctc_loss(scores, labels, lengths, sizes, BLANK, reduction="sum") / B
         loss.backward()
         return loss.item()
 
-    return {"eager": run}
+    lengths, sizes = torch.full((B,), T), torch.full((B,), labels.shape[1])
+    runs = {"eager": partial(run, labels.to(device), lengths, sizes)}
+    if device == "cuda":
+        runs["cuDNN"] = partial(run, labels.flatten().int(), lengths.int(), sizes.int())
+    return runs

@@ -16,6 +16,7 @@ from safetensors.numpy import save
 from minihra.adapters.hra import HRA
 from minihra.adapters.parts import CELLS, HEADS, CellParams, initial_head
 from minihra.arrays import Array
+from minihra.device import to_host
 from minihra.tree import Tree, from_leaves, leaves, map_leaves
 
 FORMAT = "1"
@@ -26,7 +27,7 @@ def controller_hash(cell: str, controller: CellParams) -> str:
     digest = hashlib.sha256(cell.encode())
     for name, leaf in leaves(controller):
         digest.update(f"{name} {leaf.dtype.str} {leaf.shape}".encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
+        digest.update(np.ascontiguousarray(to_host(leaf)).tobytes())
     return digest.hexdigest()
 
 
@@ -128,7 +129,8 @@ def _write(path: str | Path, tree: Tree, kind: str, hra: HRA, **more: str) -> No
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(save({name: np.ascontiguousarray(leaf) for name, leaf in leaves(tree)}, metadata))
+        tensors = {name: np.ascontiguousarray(leaf) for name, leaf in leaves(to_host(tree))}
+        temporary.write_bytes(save(tensors, metadata))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

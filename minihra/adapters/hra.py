@@ -8,6 +8,7 @@ An HRA cannot be merged into its backbone, as LoRA can: it is recurrent and non-
 """
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from minihra.adapters.controller import (
 )
 from minihra.adapters.parts import CELLS, HEADS, initial_controller, initial_head, known
 from minihra.arrays import Array, array_module
+from minihra.device import moved
 from minihra.tree import count, map_leaves
 
 
@@ -104,6 +106,10 @@ class HRA:
             ValueError: there is no such task.
         """
         del self.p.heads[known("task", name, self.p.heads)]
+
+    def move(self, xp: ModuleType) -> None:
+        """Take its parameters to the array module `xp`, where those of its backbone are."""
+        self.p = moved(self.p, xp)
 
     def count_parameters(self, backbone: int | None = None) -> ParameterCount:
         """Count the parameters, and their share of `backbone`, the number of parameters of the frozen model."""

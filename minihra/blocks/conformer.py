@@ -4,6 +4,7 @@ features (B, T, F) -> front end -> L blocks -> (norm ->) readout -> logits (B, T
 """
 
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,6 +60,11 @@ class Conformer:
     def depth(self) -> int:
         """The number of layers, L."""
         return self.config.layers
+
+    @property
+    def xp(self) -> ModuleType:
+        """The array module where its parameters live, and where it computes."""
+        return array_module(self.p.readout.linear.W)
 
     @property
     def widths(self) -> tuple[int, ...]:

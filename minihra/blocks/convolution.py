@@ -29,6 +29,7 @@ from minihra.ops import (
     depthwise_conv_forward,
     glu_backward,
     glu_forward,
+    hot,
     layer_norm_backward,
     layer_norm_forward,
     linear_backward,
@@ -70,6 +71,7 @@ class ConvolutionCache(NamedTuple):
     pointwise2: LinearCache
 
 
+@hot
 def convolution_forward(
     x: Array,
     valid: Array,
@@ -104,6 +106,7 @@ def convolution_forward(
     return u, statistics, ConvolutionCache(norm, pointwise1, glu, depthwise, inner_norm, bend, pointwise2)
 
 
+@hot
 def convolution_backward(du: Array, cache: ConvolutionCache) -> tuple[Array, ConvolutionParams | None]:
     """Return dx (B, T, C), through the branch alone, and dp for du (B, T, C)."""
     da, dpointwise2 = linear_backward(du, cache.pointwise2)  # (7)

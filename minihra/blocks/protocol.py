@@ -6,6 +6,7 @@ bound to one batch. It may change u at its sites, and carries a value of its own
 network: for HRA, the controller's state. The backward walks the same sites down again.
 """
 
+from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 from minihra.arrays import Array
@@ -19,9 +20,12 @@ class Training(NamedTuple):
     rate: float
     total: Total = whole
 
-    def part(self, rows: Array, frames: int, total: Total) -> "Training":
-        """Return that of some rows of the batch, of `frames` frames at most, whose sums `total` adds to the others'."""
-        return Training(None if self.keep is None else self.keep[:, :, rows, :frames], self.rate, total)
+    def part(self, rows: Array, frames: int, total: Total, xp: ModuleType) -> "Training":
+        """Return that of some rows of the batch, of `frames` frames at most, whose sums `total` adds to the others'.
+
+        The masks, drawn on the host, move to `xp`.
+        """
+        return Training(None if self.keep is None else xp.asarray(self.keep[:, :, rows, :frames]), self.rate, total)
 
 
 class Context(NamedTuple):

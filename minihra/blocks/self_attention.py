@@ -11,6 +11,7 @@ Where an utterance's frames stand, attention learns in one of these ways:
     rotary_input   what queries and keys are made from is turned; values are made from a as it is (Wav2Vec2-Conformer)
 """
 
+from functools import lru_cache
 from types import ModuleType
 from typing import NamedTuple
 
@@ -79,8 +80,9 @@ Positions = Array | RotaryTable | None
 """What all layers share of the positions: a table (2T-1, C) of sinusoids, one (T, D) of rotations, or nothing."""
 
 
+@lru_cache(maxsize=8)
 def position_table(T: int, C: int, form: Attention, dtype: np.dtype, xp: ModuleType) -> Positions:
-    """Return the table for T frames of width C."""
+    """Return the table for T frames of width C, kept for the next batch of as many."""
     precision = np.dtype(form.precision)
     match form.position:
         case "relative":

@@ -1,0 +1,54 @@
+// What every kernel is compiled with. -DREAL=float or -DREAL=double says what a number is.
+
+typedef long long Index;  // of an element: an array may have more than 2^31
+
+#define ALL_LANES 0xffffffffu
+#define LANES 32
+
+// Loops that any number of blocks may share: over elements, a thread each, and over rows, a warp each.
+#define EACH(i, n) \
+    for (Index i = blockIdx.x * (Index)blockDim.x + threadIdx.x; i < (n); i += (Index)gridDim.x * blockDim.x)
+#define EACH_WARP(n, N) \
+    for (Index n = (blockIdx.x * (Index)blockDim.x + threadIdx.x) / LANES; n < (N); \
+         n += (Index)gridDim.x * blockDim.x / LANES)
+#define EACH_LANE(c, C) for (int c = threadIdx.x % LANES; c < (C); c += LANES)
+
+// The sum or the largest of what the lanes of a warp have, in each of them. The order of the sum is always the same.
+__device__ __forceinline__ REAL warp_sum(REAL v) {
+    for (int step = LANES / 2; step > 0; step /= 2) v += __shfl_xor_sync(ALL_LANES, v, step);
+    return v;
+}
+
+__device__ __forceinline__ REAL warp_max(REAL v) {
+    for (int step = LANES / 2; step > 0; step /= 2) {
+        const REAL other = __shfl_xor_sync(ALL_LANES, v, step);
+        v = other > v || other != other ? other : v;  // NaN stays
+    }
+    return v;
+}
+
+__device__ __forceinline__ REAL sigmoid(REAL x) { return REAL(0.5) * (1 + tanh(REAL(0.5) * x)); }
+
+// Neighbouring numbers that are loaded and stored together: 16 bytes, where an address allows and there are so many.
+struct __align__(16) Pack { REAL v[16 / sizeof(REAL)]; };
+#define PACK (int)(sizeof(Pack) / sizeof(REAL))
+#define EACH_PACK(i, n) \
+    for (Index i = PACK * (blockIdx.x * (Index)blockDim.x + threadIdx.x); i < (n); \
+         i += PACK * (Index)gridDim.x * blockDim.x)
+
+__device__ __forceinline__ Pack load(const REAL* x, Index number) {
+    if (number >= PACK && (size_t)x % sizeof(Pack) == 0) return *(const Pack*)x;
+    Pack pack = {};
+    for (int k = 0; k < PACK; k++)
+        if (k < number) pack.v[k] = x[k];
+    return pack;
+}
+
+__device__ __forceinline__ void store(REAL* y, Index number, const Pack& pack) {
+    if (number >= PACK && (size_t)y % sizeof(Pack) == 0) {
+        *(Pack*)y = pack;
+    } else {
+        for (int k = 0; k < PACK; k++)
+            if (k < number) y[k] = pack.v[k];
+    }
+}

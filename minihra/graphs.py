@@ -1,0 +1,128 @@
+"""Steps of adaptation on a GPU as CUDA graphs, one for each shape of a batch (kernels/cuda/capture.py).
+
+A graph reads the arrays that it was recorded with. So everything that differs from batch to batch is an input, which
+is written into those arrays before the graph runs again: features, lengths and labels, and where the rows of the tasks
+and their heads are. Tasks are known to a graph by the number of their place in the batch, its slot; batches are padded,
+so that few shapes occur. A shape that comes for the first time is computed without a graph, as it may be the last time.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from minihra.adapters.controller import TaskGroups, group_tasks
+from minihra.adapters.hra import HRA, HRAEdit
+from minihra.arrays import Array, array_module
+from minihra.blocks.conformer import Conformer
+from minihra.layers.heads import HeadParams, Segments
+from minihra.model import Labels, Loss, backward, ctc_loss, forward, pack_labels
+from minihra.ops import Switch, twins_in
+from minihra.tree import Tree, leaves
+
+FRAMES, LABELS = 32, 8
+"""To whole multiples of which batches are padded."""
+
+MOST = 24
+"""Shapes that have a graph; what comes after them is computed without one."""
+
+
+class StepInputs(NamedTuple):
+    """What differs between batches of one shape, on the GPU."""
+
+    features: Array  # (B, T, F)
+    lengths: Array  # (B,)
+    labels: Labels
+    rows: Array  # (M,)  as in TaskGroups
+    tables: tuple[Array, ...]  # of the heads: which frames are whose, and where its parameters lie
+
+
+class Graphs:
+    """The graphs of one adapter on one backbone."""
+
+    def __init__(
+        self, model: Conformer, hra: HRA, *, blank: int, train_controller: bool = True, recompute: bool = False
+    ) -> None:
+        self.model, self.hra, self.blank = model, hra, blank
+        self.train_controller, self.recompute = train_controller, recompute
+        self._recorded: dict[tuple, tuple[Any, StepInputs]] = {}
+        self._seen: Counter[tuple] | None = Counter()  # None: no graph could be recorded
+        self._pool: Any = None
+
+    def gradients(
+        self, features: Array, lengths: Array, labels: Sequence[Sequence[int]], tasks: Sequence[str]
+    ) -> tuple[Loss, Tree] | None:
+        """Return the loss and the adapter's gradients of a batch, of which features (B, T, F) are on the GPU.
+
+        Both lie in arrays that the next step of the same shape writes into. None where no graph can be: for heads that
+        have no kernel, for a batch without a task, and where everything is left to the references.
+        """
+        if Switch.off:
+            return None
+        xp, B, hra = self.model.xp, len(features), self.hra
+        groups = group_tasks(tasks, hra.p.heads, xp)
+        if not groups.segments:
+            return None
+        heads, segments = slots_of(groups.segments, min(len(groups.rows), len(hra.p.heads)), hra.p.heads)
+        packed = pack_labels(labels, self.model.config.labels, self.blank)
+        features, padded_labels = padded(features, FRAMES), padded(packed.labels, LABELS)
+        T = max(1, self.model.config.front_end.frames(features.shape[1]))
+        tables = twins_in("heads", "cuda").arrays_of_tables(heads, segments, T)
+        if tables is None:
+            return None
+        on_gpu = [xp.asarray(a) for a in (lengths, padded_labels, packed.lengths)]
+        inputs = StepInputs(features, on_gpu[0], Labels(*on_gpu[1:]), groups.rows, tables)
+
+        def step() -> tuple[Loss, Tree]:
+            bound = TaskGroups(inputs.rows, segments, groups.in_order)
+            edit = HRAEdit(hra.p._replace(heads=heads), hra.cell, hra.state_size, bound, B, self.train_controller)
+            logits, cache = forward(self.model, inputs.features, inputs.lengths, edit, recompute=self.recompute)
+            loss, dlogits = ctc_loss(logits, cache.context.valid, inputs.labels, blank=self.blank)
+            return loss, backward(dlogits, cache).adapter
+
+        loss, gradients = self._run((*(leaf.shape for _, leaf in leaves(inputs)), groups.in_order), inputs, step)
+        own = {task: gradients.heads[str(slot)] for slot, (task, _, _) in enumerate(groups.segments)}
+        return loss, gradients._replace(heads=own)
+
+    def _run(self, shape: tuple, inputs: StepInputs, step: Callable[[], Tree]) -> Tree:
+        """Return what the step gives for its inputs, with the graph of their shape, if it has one."""
+        if shape not in self._recorded:
+            if self._seen is None or len(self._recorded) == MOST:
+                return step()
+            self._seen[shape] += 1
+            if self._seen[shape] == 1:
+                return step()
+            capture = twins_in("capture", "cuda")
+            self._pool = self._pool or capture.new_pool()
+            try:
+                self._recorded[shape] = capture.Captured(step, self._pool), inputs
+            except (RuntimeError, MemoryError) as error:
+                print(f"minihra: from here on steps run without CUDA graphs ({error})", file=sys.stderr)
+                self._recorded.clear()
+                self._seen, self._pool = None, None
+                return step()
+        captured, kept = self._recorded[shape]
+        for (_, place), (_, given) in zip(leaves(kept), leaves(inputs), strict=True):
+            if place is not given:
+                place[...] = given
+        captured.launch()
+        return captured.outputs
+
+
+def slots_of(segments: Segments, slots: int, heads: dict[str, HeadParams]) -> tuple[dict[str, HeadParams], Segments]:
+    """Return heads by the number of their task in the batch, and the segments of these; there are as many as `slots`,
+    the last ones without rows.
+    """
+    tasks, end = [task for task, _, _ in segments], segments[-1][2]
+    bounds = [(start, stop) for _, start, stop in segments] + [(end, end)] * (slots - len(segments))
+    tasks += tasks[:1] * (slots - len(tasks))
+    named = {str(slot): heads[task] for slot, task in enumerate(tasks)}
+    return named, tuple((slot, *bound) for slot, bound in zip(named, bounds, strict=True))
+
+
+def padded(x: Array, multiple: int) -> Array:
+    """Return x (B, T, ...) with zeros behind it, up to a whole multiple of frames."""
+    T = x.shape[1]
+    longer = array_module(x).zeros((len(x), -(-T // multiple) * multiple, *x.shape[2:]), x.dtype)
+    longer[:, :T] = x
+    return longer

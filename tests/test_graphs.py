@@ -1,0 +1,167 @@
+"""Steps as CUDA graphs: a recording of what stand-ins compute takes the graph's place, and refuses what one refuses.
+
+What a recorded step computes again must depend on its inputs alone: on their numbers, and on no number, address or task
+of the batch that it was recorded with.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minihra.graphs import MOST, padded, slots_of
+from minihra.kernels.cuda import capture
+from minihra.optim import AdamW
+from minihra.recogniser import Adapter, Recogniser
+from minihra.trainees import Adaptation, Batch
+from minihra.tree import Tree, leaves, map_leaves
+from tests import standin
+from tests.cuda_twins import gpu_of_stand_ins
+from tests.tiny import ALL_TASKS, CONFIG, frozen_backbone, trained_hra
+
+recordings: list["Recording"] = []
+
+
+class Recording:
+    """In the place of capture.Captured."""
+
+    def __init__(self, step: Callable[[], Tree], pool: Any) -> None:
+        step()
+        self.steps: list[Callable[[], None]] = []
+        with standin.recorded(self.steps):
+            self.outputs = step()
+        for _, leaf in leaves(self.outputs):  # a recording of CUDA computes nothing yet
+            leaf.hidden[...] = 0
+        self.launches = 0
+        recordings.append(self)
+
+    def launch(self) -> None:
+        self.launches += 1
+        for step in self.steps:
+            step()
+
+
+@pytest.fixture(autouse=True)
+def xp(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.setattr(capture, "Captured", Recording)
+    monkeypatch.setattr(capture, "new_pool", object)
+    recordings.clear()
+    with gpu_of_stand_ins() as module:
+        yield module
+
+
+def trainee_of(xp: ModuleType, graph: bool, cell: str = "gru", head: str = "linear", **how: Any) -> Adaptation:
+    recogniser = Recogniser(frozen_backbone(), None, SimpleNamespace(blank=0)).moved(xp)
+    return Adaptation(recogniser, Adapter(trained_hra(cell, head), "speaker", ""), graph=graph, **how)
+
+
+def batch_of(seed: int, tasks: Sequence[str], frames: int = 60) -> Batch:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(frames // 2, frames, len(tasks))
+    lengths[0] = frames
+    features = rng.standard_normal((len(tasks), frames, CONFIG.mels), np.float32)
+    labels = [rng.integers(1, CONFIG.labels, rng.integers(1, 4)).tolist() for _ in tasks]
+    return Batch(features, lengths, labels, tasks)
+
+
+def host(tree: Tree) -> Tree:
+    return map_leaves(lambda leaf: leaf.hidden.copy(), tree)
+
+
+def assert_near(found: Tree, wanted: Tree) -> None:
+    found, wanted = dict(leaves(found)), dict(leaves(wanted))
+    assert found.keys() == wanted.keys()
+    for name, b in wanted.items():
+        assert np.abs(found[name].astype(float) - b).max(initial=0) <= 1e-5 * np.abs(b).max(initial=1e-3), name
+
+
+BATCHES = [  # of one shape: rows of other tasks, in another order, and fewer tasks
+    ["ann", "bob", "eve", "ann"],
+    ["bob", "bob", "ann", "eve"],
+    ["eve", "eve", "eve", "eve"],
+    ["bob", "ann", "bob", "ann"],
+]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(("cell", "head"), [("gru", "linear"), ("indrnn", "ffn")])
+def test_a_graph_computes_every_batch_of_its_shape(cell: str, head: str, recompute: bool, xp: ModuleType) -> None:
+    """With the parameters moving from step to step, and utterances that end elsewhere."""
+    plain, graph = (trainee_of(xp, graph, cell, head, recompute=recompute) for graph in (False, True))
+    optimisers = AdamW(), AdamW()
+    for step in range(8):
+        batch = batch_of(step, BATCHES[step % 4], frames=60 - 3 * (step % 3))
+        results = []
+        for trainee, optimiser in zip((plain, graph), optimisers, strict=True):
+            loss, gradients = trainee.gradients(batch, None)
+            results.append(host((loss, gradients)))
+            optimiser.update(trainee.parameters, gradients, 1e-2)
+        assert_near(results[1], results[0])
+        assert_near(host(graph.parameters), host(plain.parameters))
+    assert [recording.launches for recording in recordings] == [7]
+
+
+def test_rows_without_a_task(xp: ModuleType) -> None:
+    plain, graph = trainee_of(xp, False), trainee_of(xp, True)
+    for step, tasks in enumerate((["base", "ann", "bob"], ["eve", "base", "eve"], ["bob", "ann", "base"]), start=3):
+        batch = batch_of(step, tasks)
+        assert_near(host(graph.gradients(batch, None)), host(plain.gradients(batch, None)))
+    assert [recording.launches for recording in recordings] == [2]
+    assert graph.graphs.gradients(*batch_of(9, ["base", "base"])) is None
+
+
+def test_each_shape_has_a_graph_from_its_second_batch_on(xp: ModuleType) -> None:
+    trainee = trainee_of(xp, True)
+    for frames, rows in ((60, 3), (30, 3), (60, 3), (60, 2), (64, 3), (60, 2)):
+        trainee.gradients(batch_of(0, ["ann", "bob", "eve"][:rows], frames), None)
+    assert [recording.launches for recording in recordings] == [2, 1]
+    assert MOST > 2
+
+
+def test_new_parameters_have_new_graphs(xp: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainee, batch = trainee_of(xp, True), batch_of(0, ["ann", "bob"])
+    for _ in range(2):
+        trainee.gradients(batch, None)
+    other = trained_hra()
+    other.p = map_leaves(lambda leaf: leaf + leaf, other.p)
+    monkeypatch.setattr("minihra.trainees.load_hra", lambda *_: Adapter(other, "speaker", ""))
+    trainee.load(None)
+    found = host(trainee.gradients(batch, None))
+    plain = trainee_of(xp, False)
+    plain.load(None)
+    assert_near(found, host(plain.gradients(batch, None)))
+
+
+def test_without_a_graph_it_goes_on(
+    xp: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is said once, and the gradients are those of a step without one."""
+
+    def fail(*_: Any) -> None:
+        raise NotImplementedError("a product that cannot be recorded")
+
+    monkeypatch.setattr(capture, "Captured", fail)
+    trainee, plain = trainee_of(xp, True), trainee_of(xp, False)
+    for step in range(4):
+        batch = batch_of(step, ["ann", "bob"])
+        assert_near(host(trainee.gradients(batch, None)), host(plain.gradients(batch, None)))
+    said = capsys.readouterr().err
+    assert said == "minihra: from here on steps run without CUDA graphs (a product that cannot be recorded)\n"
+
+
+def test_an_upload_or_a_download_cannot_be_recorded(xp: ModuleType) -> None:
+    x = xp.asarray(np.ones(3))
+    for mistake in (lambda: xp.asarray([1.0]), lambda: xp.asnumpy(x)):
+        with standin.recorded([]), pytest.raises(RuntimeError, match="while a graph is recorded"):
+            mistake()
+
+
+def test_slots_and_padding() -> None:
+    heads = {task: object() for task in ALL_TASKS}
+    named, segments = slots_of((("eve", 0, 2), ("ann", 2, 5)), 3, heads)
+    assert named == {"0": heads["eve"], "1": heads["ann"], "2": heads["eve"]}
+    assert segments == (("0", 0, 2), ("1", 2, 5), ("2", 5, 5))
+    assert padded(np.ones((2, 5, 3)), 4).shape == (2, 8, 3) and padded(np.ones((2, 5)), 4).sum() == 10
+    assert padded(np.ones((2, 8)), 4).shape == (2, 8) and padded(np.ones((2, 0)), 4).shape == (2, 0)
