@@ -1,15 +1,15 @@
 """How many threads compute, and how work is shared among them.
 
-Threads take whole utterances (parts.py), or some tasks each of a large batch of heads, and BLAS runs with one thread
-in each: a product that many threads enter together is slower, and pools of threads that wait for each other slower
-still. The number is that of MINIHRA_THREADS in the environment or of `set_threads`, else that of the processors which
+Threads take whole utterances (parts.py), and BLAS runs with one thread in each: a product that many threads enter
+together is slower, and pools of threads that wait for each other slower still. (The frames of heads that are called by
+themselves are shared by threads of OpenMP, which wake sooner: kernels/cpu/heads.py.) The number is that of MINIHRA_THREADS in the environment or of `set_threads`, else that of the processors which
 the process may use.
 """
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache, reduce
 from threading import Barrier, BrokenBarrierError, Lock, local
 from typing import Any, TypeVar
@@ -117,11 +117,10 @@ def _as_worker() -> Iterator[None]:
         _HERE.worker = before
 
 
-def share(tasks: Sequence[Callable[[], Result]], *, products: bool = True) -> list[Result]:
+def share(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
     """Run the tasks on all threads, one-thread BLAS in each, and return their results in order.
 
     The caller's thread is one of them: it need not be woken. A single task has the threads of BLAS to itself.
-    `products=False` says that none calls BLAS.
     """
     number = threads()  # its first call gives BLAS the number
     if len(tasks) == 1:
@@ -133,7 +132,7 @@ def share(tasks: Sequence[Callable[[], Result]], *, products: bool = True) -> li
         for place, task in waiting:
             results[place] = task()
 
-    with one_thread_blas() if products else nullcontext(), _as_worker():
+    with one_thread_blas(), _as_worker():
         others = [_pool(number - 1).submit(work) for _ in range(helpers)]
         try:
             work()

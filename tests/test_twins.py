@@ -8,8 +8,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from inspect import signature
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -377,26 +379,45 @@ def test_heads_in_one_loop(
             assert_same(file.grouped_heads_backward(do, wanted_cache), gradients, dtype)
 
 
-@pytest.mark.parametrize(
-    ("is_alone", "T", "worth", "left"),
-    [
-        (False, 256, 10**9, True),
-        (False, 255, 10**9, False),
-        (True, 256, 10**9, False),
-        (False, 256, 2 * 256 * 16, False),
-    ],
-)
-def test_few_tasks_with_much_to_do_have_the_threads_of_blas(
-    is_alone: bool, T: int, worth: int, left: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("is_alone", "worth", "shared"), [(False, 1, 2), (False, 10**9, 0), (True, 1, 0)])
+def test_threads_share_heads_that_are_worth_it(
+    is_alone: bool, worth: int, shared: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, h = twins_in(TWINS["grouped_heads"]), np.zeros((2, T, 16), np.float32)
-    heads = {task: cast(filled_head("linear", 16, 16, 16, 0), np.float32) for task in ("ann", "bob")}
-    segments = (("ann", 0, 1), ("bob", 1, 2))
-    _, cache = reference_of(PAIRS["grouped_heads"].forward)(h, heads, segments=segments)
+    """Not where the caller has but its own thread."""
+    file, h, calls = twins_in(TWINS["grouped_heads"]), np.zeros((2, 3, 16), np.float32), []
+    for loop in ("_shared_maps", "_shared_maps_back"):
+        monkeypatch.setattr(file, loop, lambda *_: calls.append(True))
     monkeypatch.setattr(file, "alone", lambda: is_alone)
+    monkeypatch.setattr(file, "threads", lambda: 2)
     monkeypatch.setattr(file, "WORTH", worth)
-    assert (file.grouped_heads_forward(h, heads, segments=segments) is NotImplemented) == left
-    assert (file.grouped_heads_backward(h, cache) is NotImplemented) == left
+    heads = {task: cast(filled_head("linear", 16, 16, 16, 0), np.float32) for task in ("ann", "bob")}
+    _, cache = file.grouped_heads_forward(h, heads, segments=(("ann", 0, 1), ("bob", 1, 2)))
+    file.grouped_heads_backward(h, cache)
+    assert len(calls) == shared
+
+
+def test_two_callers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them shares its heads among threads."""
+    file, case = twins_in(TWINS["grouped_heads"]), CASES["grouped_heads, linear, wide"]
+    monkeypatch.setattr(file, "WORTH", 1)
+    monkeypatch.setattr(file, "threads", lambda: 3)
+    monkeypatch.setattr(file, "alone", lambda: False)
+    arguments = arguments_of(case, np.float32)
+    wanted, cache = reference_of(case.pair.forward)(**arguments)
+    gradients = reference_of(case.pair.backward)(output_gradient(wanted), cache)
+
+    def call() -> list[tuple[Tree, Tree]]:
+        found = []
+        for _ in range(200):
+            o, cache = file.grouped_heads_forward(**arguments)
+            found.append((o, file.grouped_heads_backward(output_gradient(o), cache)))
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        results = [future.result() for future in [pool.submit(call) for _ in range(2)]]
+    for o, found in chain(*results):
+        assert_same(o, wanted, np.float32)
+        assert_same(found, gradients, np.float32)
 
 
 def test_heads_that_a_loop_would_misread_are_left_to_the_reference() -> None:

@@ -8,6 +8,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ from numba import njit, types
 from numba.extending import overload
 
 from minihra.arrays import Array
+
+os.environ.setdefault("GOMP_SPINCOUNT", "100000")
+"""How long a thread of OpenMP looks for more to do before it sleeps: about a millisecond. To wake it takes as long
+as a small loop does, and while it looks it takes a processor away from BLAS.
+"""
 
 SUMS = {"reassoc", "contract", "nsz"}
 """What LLVM may do to a sum, so that it vectorises; NaN and infinity stay what they are."""
@@ -39,6 +45,7 @@ def cache_folder() -> Path | None:
 
 
 CACHE = cache_folder()
+OPENMP = find_spec("numba.np.ufunc.omppool") is not None and numba.config.THREADING_LAYER != "workqueue"
 
 
 def compiled(function: Callable) -> Callable:
@@ -51,10 +58,19 @@ def compiled_strictly(function: Callable) -> Callable:
     return _compiled(function, False)
 
 
-def _compiled(function: Callable, fastmath: set[str] | bool) -> Callable:
+def compiled_for_threads(function: Callable) -> Callable:
+    """Compile a loop over `prange`, whose turns the threads of OpenMP share; without OpenMP one thread takes them all.
+
+    Of Numba's own threads the process would die if two threads of Python called at once.
+    """
+    return _compiled(function, SUMS, parallel=OPENMP)
+
+
+def _compiled(function: Callable, fastmath: set[str] | bool, parallel: bool = False) -> Callable:
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE or "")
+    how = {"nogil": True, "error_model": "numpy", "cache": CACHE is not None}
     try:
-        return njit(nogil=True, error_model="numpy", fastmath=fastmath, cache=CACHE is not None)(function)
+        return njit(**how, fastmath=fastmath, parallel=parallel)(function)
     finally:
         numba.config.CACHE_DIR = before
 

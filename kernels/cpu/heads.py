@@ -1,30 +1,27 @@
 """Twins of mixed-task heads: all tasks of a batch in one compiled loop, which finds their matrices by their addresses.
 
 A call from Python for each head would cost as much as the product of one row of 100 frames, and threads would wait for
-the interpreter's lock. Threads share the frames of a batch.
+the interpreter's lock. The threads of OpenMP share the frames of a batch, unless the caller has but its own thread.
 """
 
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import lru_cache
 from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import prange
 
 from minihra.arrays import Array
-from minihra.kernels.cpu.compiled import compiled, must_have
+from minihra.kernels.cpu.compiled import compiled, compiled_for_threads, must_have
 from minihra.kernels.cpu.product import COLUMNS, Matrix, after, matrix, multiply, number_at
 from minihra.layers.activations import ReluCache
 from minihra.layers.heads import FFNHeadCache, FFNHeadParams, GroupedHeadsCache, HeadParams, Segments
 from minihra.layers.linear import LinearCache, LinearParams
-from minihra.threads import alone, share, threads
+from minihra.threads import alone, threads
 
-WORTH = 2**21
-"""Elements of the result from which on it pays to wake the other threads, which takes up to 2 ms."""
-
-MANY = 256
-"""Frames of a task, on average, from which on the threads of BLAS are faster than one thread here, for a caller who has
-them."""
+WORTH = 2**15
+"""Elements of the result from which on it pays to wake the other threads."""
 
 FRAMES = 128
 """How many frames of a task give their share of its gradients together, while they are in the cache."""
@@ -34,6 +31,13 @@ FRAMES = 128
 def _address(array: Array) -> int:
     """Return where an array lies: in a tenth of the time that NumPy takes to tell."""
     return np.intp(array.ctypes.data)
+
+
+@compiled_for_threads
+def _shared_maps(x: Array, starts: Array, Ws: Array, bs: Array, y: Array, bounds: Array) -> None:
+    """Compute the rows between two bounds as one portion."""
+    for n in prange(len(bounds) - 1):
+        _maps(x, starts, Ws, bs, y, bounds[n], bounds[n + 1])
 
 
 @compiled
@@ -46,6 +50,24 @@ def _maps(x: Array, starts: Array, Ws: Array, bs: Array, y: Array, low: int, hig
         if first < last:
             W, b = Matrix(Ws[n], 0, O, 1), Matrix(bs[n], 0, 0, 1)
             multiply(number, last - first, I, O, after(all_x, first * I), W, b, after(all_y, first * O))
+
+
+@compiled_for_threads
+def _shared_maps_back(
+    dy: Array,
+    starts: Array,
+    Ws: Array,
+    xs: Array,
+    dx: Array,
+    dW: Array,
+    db: Array,
+    dW_cut: Array,
+    db_cut: Array,
+    bounds: Array,
+) -> None:
+    """Compute the rows between two bounds as one portion, each with its own of dW_cut and db_cut."""
+    for n in prange(len(bounds) - 1):
+        _maps_back(dy, starts, Ws, xs, dx, dW, db, dW_cut[n], db_cut[n], bounds[n], bounds[n + 1])
 
 
 @compiled
@@ -69,7 +91,7 @@ def _maps_back(
     """
     (_, O), I, number = dy.shape, dx.shape[1], dy.dtype.type(0)
     all_dy, all_dx = matrix(dy, O), matrix(dx, I)
-    turned, zeros, more = np.empty((O, I), dy.dtype), np.zeros(max(I, O), dy.dtype), np.empty((I, O), dy.dtype)
+    turned, zeros, made = np.empty((O, I), dy.dtype), np.zeros(max(I, O), dy.dtype), np.empty((I, O), dy.dtype)
     zero = matrix(zeros, 0)
     for n in range(len(Ws)):
         first, last = max(low, starts[n]), min(high, starts[n + 1])
@@ -84,23 +106,26 @@ def _maps_back(
             if len(xs) > 0:
                 x = Matrix(xs[n], (begin - starts[n]) * I, 1, I)  # turned: its rows are the features
                 its_dW, its_db = (dW_cut, db_cut) if first > starts[n] else (dW[n], db[n])
+                sums = matrix(its_dW, O)
+                before = zero if begin == first else sums
                 if begin == first:
                     its_db[:] = 0
-                    multiply(number, I, end - begin, O, x, its_dy, zero, matrix(its_dW, O))
-                else:
-                    multiply(number, I, end - begin, O, x, its_dy, zero, matrix(more, O))
-                    for i in range(I):
-                        for o in range(O):
-                            its_dW[i, o] += more[i, o]
+                if O % COLUMNS == 0:
+                    multiply(number, I, end - begin, O, x, its_dy, before, sums)
+                else:  # some columns are made twice, the second time from what they were before
+                    multiply(number, I, end - begin, O, x, its_dy, before, matrix(made, O))
+                    its_dW[:] = made
                 for row in range(begin, end):
                     for o in range(O):
                         its_db[o] += dy[row, o]
 
 
-def portions(rows: int, size: int) -> list[tuple[int, int]]:
-    """Return from which row to which each thread computes: one for all, if the size of the result is not worth more."""
+def bounds_for(rows: int, size: int) -> Array:
+    """Return where the portions of the threads begin, and where the last one ends: one portion for a caller who has but
+    its own thread, and for a result whose size is not worth more.
+    """
     n = 1 if size < WORTH or alone() else threads()
-    return [(rows * i // n, rows * (i + 1) // n) for i in range(n)]
+    return rows * np.arange(n + 1) // n
 
 
 def table_of(arrays: Sequence[Array], shapes: Iterable[tuple[int, ...]], dtype: np.dtype) -> Array | None:
@@ -113,17 +138,34 @@ def table_of(arrays: Sequence[Array], shapes: Iterable[tuple[int, ...]], dtype: 
     return np.array([_address(array) for array in arrays], np.int64)
 
 
+class Same:
+    """The maps of a batch as a key, which keeps them alive: keys are equal if they name the very same maps."""
+
+    def __init__(self, params: Sequence[LinearParams]) -> None:
+        self.params, self.names = params, tuple(map(id, params))
+
+    def __hash__(self) -> int:
+        return hash(self.names)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.names == other.names
+
+
 class Maps(NamedTuple):
     """A linear map I -> O of each task in the batch, and where it lies."""
 
-    params: list[LinearParams]
+    params: Sequence[LinearParams]
     Ws: Array  # (S,)  addresses
     bs: Array  # (S,)
     no_bias: Array  # (O,)  in place of a bias; it must live as long as its address
 
 
-def maps_of(params: list[LinearParams], dtype: np.dtype) -> Maps | None:
-    """Return the maps, or None if they are nothing for the loops."""
+@lru_cache(maxsize=8)
+def maps_of(batch: Same, dtype: np.dtype) -> Maps | None:
+    """Return the maps, or None if they are nothing for the loops. Those of the last batches are kept: all layers of a
+    step ask for the same.
+    """
+    params = batch.params
     S, shape = len(params), params[0].W.shape
     no_bias = np.zeros(shape[1], dtype)
     Ws = table_of([p.W for p in params], repeat(shape, S), dtype)
@@ -143,11 +185,6 @@ def levels_of(heads: Sequence[Any]) -> list[list[Any]]:
     return []
 
 
-def left_to_blas(segments: Segments, size: int, frames: int) -> bool:
-    """Whether a caller has the threads of BLAS, and few tasks in a batch that is too small to wake others for."""
-    return not alone() and size < WORTH and frames >= MANY * len(segments)
-
-
 def starts_of(segments: Segments, T: int) -> Array:
     """Return where the frames of each segment begin, and where the last ones end: (S + 1,)."""
     return T * np.array([start for _, start, _ in segments] + [segments[-1][2]], np.int64)
@@ -158,8 +195,8 @@ def grouped_heads_forward(
 ) -> tuple[Array, GroupedHeadsCache]:
     """Map h (B, T, H), rows sorted by task, to o (B, T, C)."""
     (B, T, H), its = h.shape, [heads[task] for task, _, _ in segments]
-    levels = [maps_of(level, h.dtype) for level in levels_of(its)] if isinstance(h, np.ndarray) else []
-    if not levels or None in levels or left_to_blas(segments, B * T * len(levels[-1].no_bias), B * T):
+    levels = [maps_of(Same(level), h.dtype) for level in levels_of(its)] if isinstance(h, np.ndarray) else []
+    if not levels or None in levels:
         return NotImplemented
     must_have((segments[-1][2], T, len(levels[0].params[0].W)), h)
     starts, x, inputs = starts_of(segments, T), np.ascontiguousarray(h).reshape(B * T, H), []
@@ -168,8 +205,11 @@ def grouped_heads_forward(
             np.maximum(x, 0, out=x)
         inputs.append(x.reshape(B, T, -1))
         y = np.empty((B * T, len(maps.no_bias)), x.dtype)
-        loop = partial(_maps, x, starts, maps.Ws, maps.bs, y)
-        share([partial(loop, *rows) for rows in portions(B * T, y.size)], products=False)
+        bounds = bounds_for(B * T, y.size)
+        if len(bounds) > 2:
+            _shared_maps(x, starts, maps.Ws, maps.bs, y, bounds)
+        else:
+            _maps(x, starts, maps.Ws, maps.bs, y, *bounds)
         x = y
     caches = {}
     for (task, start, stop), p in zip(segments, its, strict=True):
@@ -187,21 +227,25 @@ def level_backward(
 ) -> tuple[Array, list[LinearParams] | list[None]]:
     """Return dx (N, I) and the gradients of each map for dy (N, O); xs are the addresses of the frames that it met."""
     (N, O), (I, _), S = dy.shape, maps.params[0].W.shape, len(maps.params)
-    dx, rows, frozen = np.empty((N, I), dy.dtype), portions(N, dy.size), xs is None
+    dx, bounds, frozen = np.empty((N, I), dy.dtype), bounds_for(N, dy.size), xs is None
     dW, db = (np.empty(shape, dy.dtype) for shape in ((0 if frozen else S, I, O), (0 if frozen else S, O)))
-    cut = np.empty((len(rows), I, O), dy.dtype), np.empty((len(rows), O), dy.dtype)
-    loop = partial(_maps_back, dy, starts, maps.Ws, np.empty(0, np.int64) if frozen else xs, dx, dW, db)
-    share([partial(loop, *its_cut, *its) for *its_cut, its in zip(*cut, rows, strict=True)], products=False)
+    cut = np.empty((len(bounds) - 1, I, O), dy.dtype), np.empty((len(bounds) - 1, O), dy.dtype)
+    arrays = dy, starts, maps.Ws, np.empty(0, np.int64) if frozen else xs, dx, dW, db
+    if len(bounds) > 2:
+        _shared_maps_back(*arrays, *cut, bounds)
+    else:
+        _maps_back(*arrays, *(one[0] for one in cut), *bounds)
     if frozen:
         return dx, [None] * S
     for n in np.flatnonzero(np.diff(starts) == 0):  # no frame, which no loop has met
         dW[n], db[n] = 0, 0
-    for dW_cut, db_cut, (low, high) in zip(*cut, rows, strict=True):
+    for dW_cut, db_cut, low, high in zip(*cut, bounds[:-1], bounds[1:], strict=True):
         if low < high and low not in starts:
             n = np.searchsorted(starts, low) - 1
             dW[n] += dW_cut
             db[n] += db_cut
-    return dx, [LinearParams(dW[s], None if p.b is None else db[s]) for s, p in enumerate(maps.params)]
+    dbs = [None if p.b is None else its_db for p, its_db in zip(maps.params, db, strict=True)]
+    return dx, list(map(LinearParams, dW, dbs))
 
 
 def grouped_heads_backward(do: Array, cache: GroupedHeadsCache) -> tuple[Array, dict[str, HeadParams | None]]:
@@ -210,13 +254,13 @@ def grouped_heads_backward(do: Array, cache: GroupedHeadsCache) -> tuple[Array, 
     tables = []
     for level in levels_of(its) if isinstance(do, np.ndarray) else []:
         shapes, xs = ((stop - start, T, len(level[0].p.W)) for _, start, stop in segments), None
-        maps, frozen = maps_of([one.p for one in level], do.dtype), level[0].x is None
+        maps, frozen = maps_of(Same([one.p for one in level]), do.dtype), level[0].x is None
         if not frozen:
             xs = table_of([one.x for one in level], shapes, do.dtype)
         if maps is None or (xs is None and not frozen):
             return NotImplemented
         tables.append((maps, xs))
-    if not tables or left_to_blas(segments, do.size, B * T):
+    if not tables:
         return NotImplemented
     must_have((segments[-1][2], T, len(tables[-1][0].no_bias)), do)
     starts, dx = starts_of(segments, T), np.ascontiguousarray(do).reshape(B * T, C)
