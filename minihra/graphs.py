@@ -15,6 +15,7 @@ from minihra.adapters.controller import TaskGroups, group_tasks
 from minihra.adapters.hra import HRA, HRAEdit
 from minihra.arrays import Array, array_module
 from minihra.blocks.conformer import Conformer
+from minihra.blocks.self_attention import Positions, position_table
 from minihra.layers.heads import HeadParams, Segments
 from minihra.model import Labels, Loss, backward, ctc_loss, forward, pack_labels
 from minihra.ops import Switch, twins_in
@@ -35,6 +36,7 @@ class StepInputs(NamedTuple):
     labels: Labels
     rows: Array  # (M,)  as in TaskGroups
     tables: tuple[Array, ...]  # of the heads: which frames are whose, and where its parameters lie
+    positions: Positions  # the same in all, but read by the graph, which must find them
 
 
 class Graphs:
@@ -71,7 +73,9 @@ class Graphs:
         if tables is None:
             return None
         on_gpu = [xp.asarray(a) for a in (lengths, padded_labels, packed.lengths)]
-        inputs = StepInputs(features, on_gpu[0], Labels(*on_gpu[1:]), groups.rows, tables)
+        config = self.model.config
+        positions = position_table(T, config.width, config.form.attention, features.dtype, xp)
+        inputs = StepInputs(features, on_gpu[0], Labels(*on_gpu[1:]), groups.rows, tables, positions)
 
         def step() -> tuple[Loss, Tree]:
             bound = TaskGroups(inputs.rows, segments, groups.in_order)

@@ -2,8 +2,8 @@
 
 Threads take whole utterances (parts.py), and BLAS runs with one thread in each: a product that many threads enter
 together is slower, and pools of threads that wait for each other slower still. (The frames of heads that are called by
-themselves are shared by threads of OpenMP, which wake sooner: kernels/cpu/heads.py.) The number is that of MINIHRA_THREADS in the environment or of `set_threads`, else that of the processors which
-the process may use.
+themselves are shared by threads of OpenMP, which wake sooner: kernels/cpu/heads.py.) The number is that of
+MINIHRA_THREADS in the environment or of `set_threads`, else that of the processors which the process may use.
 """
 
 import os

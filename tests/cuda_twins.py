@@ -4,8 +4,9 @@
 that borders of blocks are crossed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
@@ -21,29 +22,20 @@ if (reason := emulator.available()) is not None:
     pytest.skip(f"kernels run on the CPU where a compiler is: {reason}", allow_module_level=True)
 
 
-class Emulation:
-    """A module of CuPy's, run by the emulator; stand-ins lend it their arrays."""
+@cache
+def compiled(text: str, definitions: Sequence[str], kernel: str) -> Callable[..., None]:
+    """What stands in the place of `launch.compiled`; stand-ins lend the emulator their arrays."""
+    function = module(text, definitions).get_function(kernel)
 
-    def __init__(self, text: str, definitions: Sequence[str]) -> None:
-        self.module = emulator.compile_module(text, definitions)
+    def start(grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared_mem: int = 0) -> None:
+        hidden = [a.hidden if isinstance(a, standin.ndarray) else a for a in args]
+        function(grid, block, hidden, shared_mem)
+        standin.record(lambda: function(grid, block, hidden, shared_mem))
 
-    def get_function(self, name: str) -> Any:
-        kernel = self.module.get_function(name)
-
-        def start(grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared_mem: int = 0) -> None:
-            hidden = [a.hidden if isinstance(a, standin.ndarray) else a for a in args]
-            kernel(grid, block, hidden, shared_mem)
-            standin.record(lambda: kernel(grid, block, hidden, shared_mem))
-
-        return start
+    return start
 
 
-MODULES: dict[tuple[str, tuple[str, ...]], Emulation] = {}
-
-
-def module(text: str, definitions: Sequence[str]) -> Emulation:
-    """What stands in the place of `launch.module`."""
-    return MODULES.setdefault((text, tuple(definitions)), Emulation(text, definitions))
+module = cache(emulator.compile_module)
 
 
 def address(a: Any) -> int:
@@ -71,7 +63,7 @@ def gpu_of_stand_ins(**how: Any) -> Iterator[ModuleType]:
 def emulated(*, threads: int = 10, order: int = 0, seed: int = 0, checked: bool = False) -> Iterator[None]:
     """Run the twins' kernels on the CPU, with blocks of so many threads (or a warp, where a row needs one)."""
     with (
-        patch.object(launch, "module", module),
+        patch.object(launch, "compiled", compiled),
         patch.object(launch, "address", address),
         patch.object(launch, "reaching", reaching),
         patch.object(launch, "THREADS", threads),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from minihra.blocks.self_attention import position_table
 from minihra.graphs import MOST, padded, slots_of
 from minihra.kernels.cuda import capture
 from minihra.optim import AdamW
@@ -101,6 +102,10 @@ def test_a_graph_computes_every_batch_of_its_shape(cell: str, head: str, recompu
         assert_near(results[1], results[0])
         assert_near(host(graph.parameters), host(plain.parameters))
     assert [recording.launches for recording in recordings] == [7]
+    ((_, kept),) = graph.graphs._recorded.values()
+    backbone = graph.recogniser.model
+    table = position_table(16, backbone.config.width, backbone.config.form.attention, np.dtype(np.float32), xp)
+    assert kept.positions is table  # or the graph would read memory that somebody else has got
 
 
 def test_rows_without_a_task(xp: ModuleType) -> None:

@@ -19,7 +19,7 @@ line (adamw.cu); `table` makes one.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from math import prod
@@ -177,13 +177,9 @@ class Source:
             if given is not None:
                 check_array(f"{kernel}: {name}", given, dtype, parameter.shape, sizes)
             values.append(0 if given is None else given)  # of None CuPy would make another address than 0
-        function = self.compiled(real.name).get_function(kernel)
+        function = compiled(self.text, (f"-DREAL={REALS[real.name]}", *self.definitions), kernel)
         with reaching(reaches):
             function(grid.blocks, grid.threads, tuple(values), shared_mem=grid.shared)
-
-    def compiled(self, real: str) -> Any:
-        """Return the module of the kernels for numbers of the type `real`."""
-        return module(self.text, (f"-DREAL={REALS[real]}", *self.definitions))
 
 
 def check_array(what: str, given: Array, dtype: np.dtype, shape: tuple[str, ...] | None, sizes: dict[str, int]) -> None:
@@ -197,8 +193,14 @@ def check_array(what: str, given: Array, dtype: np.dtype, shape: tuple[str, ...]
 
 
 @cache
+def compiled(text: str, definitions: Sequence[str], kernel: str) -> Callable[..., None]:
+    """Return a kernel of a text, which CuPy compiles; tests put an emulation in its place."""
+    return module(text, definitions).get_function(kernel)
+
+
+@cache
 def module(text: str, definitions: Sequence[str]) -> Any:
-    """Return what CuPy compiles of a text; tests put an emulation in its place."""
+    """Return all kernels of a text."""
     import cupy
 
     return cupy.RawModule(code=text, options=("--std=c++17", *definitions))

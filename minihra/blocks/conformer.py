@@ -99,7 +99,7 @@ class Conformer:
         else:
             x, valid, cache = stages_forward(inputs, valid, self.p.front_end, stages=form.stages, params=params)
         positions = position_table(x.shape[1], x.shape[2], self.config.form.attention, x.dtype, xp)
-        return x, Context(valid, positions, training), cache if params else None
+        return x, Context(xp.ascontiguousarray(valid), positions, training), cache if params else None
 
     def embed_backward(self, dx: Array, cache: FrontEndCache) -> SubsamplingParams | tuple[StageParams, ...]:
         """Return the gradient of the front end for dx (B, T', C)."""
