@@ -55,7 +55,12 @@ def gpu_problem() -> str | None:
             return "the NVIDIA driver finds no GPU; see what nvidia-smi says, or compute with --device cpu"
         x = cupy.zeros(1, np.int32)
         cupy.RawKernel(PROOF, "proof")((1,), (1,), (x,))
-        return None if int(x[0]) == 42 else "a kernel ran on the GPU and gave a wrong result"
+        if int(x[0]) != 42:
+            return "a kernel ran on the GPU and gave a wrong result"
+        import_module("minihra.kernels.cuda.products").cublas()
+        return None
+    except OSError as error:  # of cuBLAS, which says what to install
+        return str(error)
     except Exception as error:  # CuPy's own, one for each library that can be missing or too old
         first = (str(error).splitlines() or [""])[0]
         if "nvrtc" in str(error).lower():

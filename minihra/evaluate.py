@@ -100,9 +100,12 @@ def outputs_of(
         for batch in batches_of(lengths, most):
             rows = [parts[place] for place in batch]
             sound = [features[i][chunk.start : chunk.stop] for i, _, chunk in rows]
-            for (i, n, _), row in zip(
-                rows, infer_parts(recogniser, sound, hra, [tasks[i] for i, *_ in rows]), strict=True
-            ):
+            try:
+                found = infer_parts(recogniser, sound, hra, [tasks[i] for i, *_ in rows])
+            except MemoryError as error:
+                seconds = max(map(len, sound)) * recogniser.features.hop
+                raise MemoryError(f"in a batch of {len(rows)}, of up to {seconds:.1f} s each: {error}") from error
+            for (i, n, _), row in zip(rows, found, strict=True):
                 done = outputs.setdefault(i, {})
                 done[n] = row
                 if len(done) == len(pieces[i]):

@@ -111,6 +111,7 @@ CUDA_TWINS = {
     "residual": "residual",
     "dropout": "residual",
     "depthwise_conv": "conv",
+    "conv1d": "conv1d",
     "conv2d": "conv2d",
     "depthwise_conv2d": "conv2d",
     "linear": "linear",
@@ -225,6 +226,7 @@ shaw_attention_forward, shaw_attention_backward = hot_pair(shaw_attention_forwar
 rotary_forward, rotary_backward = hot_pair(rotary_forward, rotary_backward)
 masked_softmax_forward, masked_softmax_backward = hot_pair(masked_softmax_forward, masked_softmax_backward)
 depthwise_conv_forward, depthwise_conv_backward = hot_pair(depthwise_conv_forward, depthwise_conv_backward)
+conv1d_forward, conv1d_backward = hot_pair(conv1d_forward, conv1d_backward)
 conv2d_forward, conv2d_backward = hot_pair(conv2d_forward, conv2d_backward)
 depthwise_conv2d_forward, depthwise_conv2d_backward = hot_pair(depthwise_conv2d_forward, depthwise_conv2d_backward)
 gru_forward, gru_backward = hot_pair(gru_forward, gru_backward)

@@ -14,8 +14,9 @@ from safetensors.numpy import load
 from minihra import device
 from minihra.cli import main
 from minihra.device import array_module_for, moved, to_host
+from minihra.kernels.cuda import products as cuda_products
 from minihra.ops import references
-from minihra.trainees import Adaptation
+from minihra.trainees import Adaptation, Pretraining
 from tests import standin
 from tests.tones import Bench, adapt, bits, pretrain
 
@@ -59,22 +60,29 @@ def test_training_is_that_of_the_cpu(name: str, gpu: ModuleType, bench: Bench, t
     assert runs["cpu"] == runs[name]
 
 
-def test_a_run_goes_on_where_it_was(gpu: ModuleType, bench: Bench, tmp_path: Path, monkeypatch: Any) -> None:
-    command = adapt(bench, tmp_path / "whole", "--state-size", "8", "--steps", "6", "--device", "cuda")
-    assert main(command) == 0
-    broken_off = adapt(bench, tmp_path / "broken", "--state-size", "8", "--steps", "6", "--device", "cuda")
-    gradients, steps = Adaptation.gradients, []
+@pytest.mark.parametrize("trainee", [Adaptation, Pretraining])
+def test_a_run_goes_on_where_it_was(
+    trainee: type, gpu: ModuleType, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command(name: str) -> list[str]:
+        more = ["--steps", "6", "--device", "cuda"]
+        if trainee is Pretraining:
+            return pretrain(bench.manifest, tmp_path / name, *more)
+        return adapt(bench, tmp_path / name, "--state-size", "8", *more)
 
-    def until_the_memory_is_full(self: Adaptation, *arguments: Any) -> Any:
+    assert main(command("whole")) == 0
+    gradients, steps = trainee.gradients, []
+
+    def until_the_memory_is_full(self: Any, *arguments: Any) -> Any:
         steps.append(True)
         if len(steps) > 4:
             raise MemoryError("Out of memory allocating 1,000 bytes")
         return gradients(self, *arguments)
 
-    monkeypatch.setattr(Adaptation, "gradients", until_the_memory_is_full)
-    assert main(broken_off) == 2
-    monkeypatch.setattr(Adaptation, "gradients", gradients)
-    assert main([*broken_off, "--resume"]) == 0
+    monkeypatch.setattr(trainee, "gradients", until_the_memory_is_full)
+    assert main(command("broken")) == 2
+    monkeypatch.setattr(trainee, "gradients", gradients)
+    assert main([*command("broken"), "--resume"]) == 0
     assert content(tmp_path / "whole") == content(tmp_path / "broken")
 
 
@@ -112,6 +120,18 @@ def test_memory_that_runs_out_says_how_much_of_what(
     assert "memory ran out (in step 1, with a batch of 16 recordings of up to 0.5 s: " in said
     assert "Out of memory allocating 5,000,000 bytes (allocated so far: 70,000,000 bytes)" in said
     assert "smaller batches" in said and said.count("\n") == 1
+
+
+def test_memory_that_runs_out_while_recognising(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise MemoryError("Out of memory allocating 1,000 bytes")
+
+    monkeypatch.setattr("minihra.evaluate.infer", full)
+    assert main(["transcribe", "--backbone", str(bench.backbone), str(bench.folder / "bob_ab_0.wav")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("minihra: memory ran out (in a batch of 1, of up to 0.5 s each: Out of memory allocating")
 
 
 def test_a_gpu_that_disappears(
@@ -152,6 +172,13 @@ def fake_cupy(**runtime: Any) -> SimpleNamespace:
     )
 
 
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module of products, with a cuBLAS that is found."""
+    monkeypatch.setattr(cuda_products, "cublas", lambda: None)
+    return cuda_products
+
+
 def failing(error: Exception) -> Any:
     def fail(*_: Any) -> None:
         raise error
@@ -185,7 +212,13 @@ def test_what_is_missing_is_said(
     assert array_module_for("auto") is np
 
 
-def test_a_gpu_on_which_a_kernel_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_without_cublas(monkeypatch: pytest.MonkeyPatch, products: ModuleType) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
+    monkeypatch.setattr(products, "cublas", failing(OSError("cuBLAS was not found: pip install nvidia-cublas-cu12")))
+    assert device.gpu_problem() == "cuBLAS was not found: pip install nvidia-cublas-cu12"
+
+
+def test_a_gpu_on_which_a_kernel_runs(monkeypatch: pytest.MonkeyPatch, products: ModuleType) -> None:
     cupy = fake_cupy()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     assert array_module_for("auto") is array_module_for("cuda") is cupy

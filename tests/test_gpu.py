@@ -179,6 +179,22 @@ def test_steps_give_the_same_bits_again(name: str, xp: ModuleType) -> None:
     assert runs[0] == runs[1]
 
 
+def test_a_step_as_a_graph_is_the_step(xp: ModuleType) -> None:
+    """Recorded once, for batches whose rows belong to other tasks, while the parameters move."""
+    row = Row("adaptation", **TINY)
+    trainees, optimisers = [trainee_of(row, xp) for _ in range(2)], [AdamW(), AdamW()]
+    trainees[1].graph = True
+    for step in range(5):
+        batch, found = batch_of(inputs_of(row)), []
+        batch = batch._replace(tasks=list(np.roll(batch.tasks, step)), features=(1 + step) * batch.features)
+        for trainee, optimiser in zip(trainees, optimisers, strict=True):
+            loss, gradients = trainee.gradients(batch, np.random.default_rng(0))
+            found.append(back((loss.utterances, gradients), xp))
+            optimiser.update(trainee.parameters, gradients, 1e-3)
+        assert_close(found[1], found[0], 1e-4)
+    assert len(trainees[1].graphs._recorded) == 1
+
+
 def test_the_optimiser_moves_as_on_the_cpu(xp: ModuleType) -> None:
     rng, moved = np.random.default_rng(0), []
     tree = {"W": rng.standard_normal((37, 19)).astype(np.float32), "b": rng.standard_normal(300).astype(np.float32)}

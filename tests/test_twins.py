@@ -396,6 +396,13 @@ def test_threads_share_heads_that_are_worth_it(
     assert len(calls) == shared
 
 
+def test_maps_are_kept_by_what_they_are() -> None:
+    """Others that are equal, number for number, may move elsewhere."""
+    same, maps = twins_in("heads").Same, [LinearParams(np.ones((16, 16), np.float32), None) for _ in range(2)]
+    assert same(maps) == same(list(maps)) and hash(same(maps)) == hash(same(list(maps)))
+    assert same(maps[:1]) != same(maps[1:]) and same(maps) != same(maps[::-1]) and same(maps) != maps
+
+
 def test_two_callers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of them shares its heads among threads."""
     file, case = twins_in(TWINS["grouped_heads"]), CASES["grouped_heads, linear, wide"]
