@@ -4,6 +4,7 @@ A model computes where its parameters live; `moved` takes a tree there, `to_host
 texts and files stay on the host. CuPy is imported when a GPU is asked for, and not before.
 """
 
+import sys
 from importlib import import_module
 from types import ModuleType
 
@@ -20,7 +21,7 @@ PROOF = 'extern "C" __global__ void proof(int* x) { x[0] = 42; }'
 
 
 def array_module_for(device: str, *, tf32: bool = False) -> ModuleType:
-    """Return numpy for "cpu", cupy for "cuda", and for "auto" cupy where a kernel really runs.
+    """Return numpy for "cpu", cupy for "cuda", and for "auto" cupy where a kernel really runs; else it says why not.
 
     With `tf32` products of float32 round their factors to 10 bits on the GPU, as its tensor cores do.
 
@@ -38,6 +39,7 @@ def array_module_for(device: str, *, tf32: bool = False) -> ModuleType:
         return import_module("cupy")
     if device == "cuda":
         raise ValueError(f"--device cuda: {problem}")
+    print(f"minihra: --device auto computes on the CPU: {problem}", file=sys.stderr)
     return np
 
 

@@ -59,7 +59,8 @@ class Graphs:
         Both lie in arrays that the next step of the same shape writes into. None where no graph can be: for heads that
         have no kernel, for a batch without a task, and where everything is left to the references.
         """
-        if Switch.off:
+        kernels = None if Switch.off else twins_in("heads", "cuda")
+        if kernels is None:
             return None
         xp, B, hra = self.model.xp, len(features), self.hra
         groups = group_tasks(tasks, hra.p.heads, xp)
@@ -67,9 +68,10 @@ class Graphs:
             return None
         heads, segments = slots_of(groups.segments, min(len(groups.rows), len(hra.p.heads)), hra.p.heads)
         packed = pack_labels(labels, self.model.config.labels, self.blank)
-        features, padded_labels = padded(features, FRAMES), padded(packed.labels, LABELS)
+        least = self.model.config.front_end.least
+        features, padded_labels = padded(features, FRAMES, least), padded(packed.labels, LABELS)
         T = max(1, self.model.config.front_end.frames(features.shape[1]))
-        tables = twins_in("heads", "cuda").arrays_of_tables(heads, segments, T)
+        tables = kernels.arrays_of_tables(heads, segments, T)
         if tables is None:
             return None
         on_gpu = [xp.asarray(a) for a in (lengths, padded_labels, packed.lengths)]
@@ -124,9 +126,9 @@ def slots_of(segments: Segments, slots: int, heads: dict[str, HeadParams]) -> tu
     return named, tuple((slot, *bound) for slot, bound in zip(named, bounds, strict=True))
 
 
-def padded(x: Array, multiple: int) -> Array:
-    """Return x (B, T, ...) with zeros behind it, up to a whole multiple of frames."""
+def padded(x: Array, multiple: int, least: int = 0) -> Array:
+    """Return x (B, T, ...) with zeros behind it, up to a whole multiple of frames, of `least` or more."""
     T = x.shape[1]
-    longer = array_module(x).zeros((len(x), -(-T // multiple) * multiple, *x.shape[2:]), x.dtype)
+    longer = array_module(x).zeros((len(x), -(-max(T, least) // multiple) * multiple, *x.shape[2:]), x.dtype)
     longer[:, :T] = x
     return longer

@@ -210,6 +210,8 @@ def test_what_is_missing_is_said(
     printed = capsys.readouterr().err
     assert printed.startswith("minihra: --device cuda: ") and said in printed and printed.count("\n") == 1
     assert array_module_for("auto") is np
+    told = capsys.readouterr().err
+    assert told.startswith("minihra: --device auto computes on the CPU: ") and said in told and told.count("\n") == 1
 
 
 def test_a_gpu_without_cublas(monkeypatch: pytest.MonkeyPatch, products: ModuleType) -> None:

@@ -158,7 +158,7 @@ def test_without_a_graph_it_goes_on(
 
 def test_an_upload_or_a_download_cannot_be_recorded(xp: ModuleType) -> None:
     x = xp.asarray(np.ones(3))
-    for mistake in (lambda: xp.asarray([1.0]), lambda: xp.asnumpy(x)):
+    for mistake in (lambda: xp.asarray([1.0]), lambda: xp.asnumpy(x), lambda: xp.concatenate([x, x])):
         with standin.recorded([]), pytest.raises(RuntimeError, match="while a graph is recorded"):
             mistake()
 
@@ -169,4 +169,5 @@ def test_slots_and_padding() -> None:
     assert named == {"0": heads["eve"], "1": heads["ann"], "2": heads["eve"]}
     assert segments == (("0", 0, 2), ("1", 2, 5), ("2", 5, 5))
     assert padded(np.ones((2, 5, 3)), 4).shape == (2, 8, 3) and padded(np.ones((2, 5)), 4).sum() == 10
+    assert padded(np.ones((2, 5)), 4, least=9).shape == (2, 12)
     assert padded(np.ones((2, 8)), 4).shape == (2, 8) and padded(np.ones((2, 0)), 4).shape == (2, 0)

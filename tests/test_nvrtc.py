@@ -52,6 +52,14 @@ def test_kernels_compile(source: str, architecture: int, nvrtc: ctypes.CDLL) -> 
         assert size > 0 and not log.strip("\0\n"), log
 
 
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_file_compiles_by_itself(source: str, nvrtc: ctypes.CDLL) -> None:
+    """As `nvcc -cubin FILE` compiles it, with the header that it includes."""
+    folder = ROOT / "kernels" / "cuda"
+    size, log = compiled(nvrtc, (folder / source).read_text(), ["-arch=sm_80", "-std=c++17", f"-I{folder}"])
+    assert size > 0 and not log.strip("\0\n"), log
+
+
 def test_what_does_not_compile_is_seen(nvrtc: ctypes.CDLL) -> None:
     size, log = compiled(nvrtc, Source("norms.cu").text.replace("sqrt(", "sqroot("), ["-arch=sm_80", "-DREAL=float"])
     assert size == 0 and "sqroot" in log and "norms.cu" in log

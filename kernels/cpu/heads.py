@@ -120,6 +120,22 @@ def _maps_back(
                         its_db[o] += dy[row, o]
 
 
+@compiled
+def _join(starts: Array, bounds: Array, dW: Array, db: Array, dW_cut: Array, db_cut: Array) -> None:
+    """Add to dW (S, I, O) and db (S, O) what a portion has of a segment that began in an earlier one. Segments without
+    frames, which no portion has met, have zeros.
+    """
+    for n in range(len(dW)):
+        if starts[n] == starts[n + 1]:
+            dW[n] = 0
+            db[n] = 0
+    for i in range(1, len(bounds) - 1):
+        n = np.searchsorted(starts, bounds[i], side="right") - 1
+        if starts[n] < bounds[i] < bounds[i + 1]:
+            dW[n] += dW_cut[i]
+            db[n] += db_cut[i]
+
+
 def bounds_for(rows: int, size: int) -> Array:
     """Return where the portions of the threads begin, and where the last one ends: one portion for a caller who has but
     its own thread, and for a result whose size is not worth more.
@@ -237,13 +253,7 @@ def level_backward(
         _maps_back(*arrays, *(one[0] for one in cut), *bounds)
     if frozen:
         return dx, [None] * S
-    for n in np.flatnonzero(np.diff(starts) == 0):  # no frame, which no loop has met
-        dW[n], db[n] = 0, 0
-    for dW_cut, db_cut, low, high in zip(*cut, bounds[:-1], bounds[1:], strict=True):
-        if low < high and low not in starts:
-            n = np.searchsorted(starts, low) - 1
-            dW[n] += dW_cut
-            db[n] += db_cut
+    _join(starts, bounds, dW, db, *cut)
     dbs = [None if p.b is None else its_db for p, its_db in zip(maps.params, db, strict=True)]
     return dx, list(map(LinearParams, dW, dbs))
 

@@ -1,6 +1,8 @@
 // Activations, element by element, and the gated linear unit: minihra/layers/activations.py has the equations.
 // N elements, or N rows of which a GLU reads 2C elements and gives C.
 
+#include "common.cuh"
+
 extern "C" __global__ void sigmoid_forward(
     const REAL* x,  // (N)
     REAL* y,        // (N)

@@ -5,6 +5,8 @@
 // uploaded. Each leaf is cut into pieces of P elements, and a block takes a piece: a matrix has many blocks at work, and
 // a bias one.
 
+#include "common.cuh"
+
 struct Leaves {
     REAL* p[64];
     const REAL* g[64];

@@ -2,6 +2,8 @@
 // and softmax.py have the equations. B batch, T frames, A heads, D their width. Products want the frames of a head
 // beside each other, (B, A, T, D); the maps before and after want the heads of a frame so, (B, T, A, D).
 
+#include "common.cuh"
+
 // q + u, k and value by head, and q + v as q lies. What is 0 is not there or not wanted.
 extern "C" __global__ void split_heads(
     const REAL* q,        // (B, T, A, D)

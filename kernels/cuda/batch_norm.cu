@@ -1,6 +1,8 @@
 // Batch norm with the statistics of the batch: minihra/layers/norms.py has the equations. N = B*T frames, of which the
 // valid ones count, C channels. Sums over frames are made in P slices, which are then added up, always in one order.
 
+#include "common.cuh"
+
 extern "C" __global__ void frame_sums(
     const REAL* x,      // (N, C)
     const bool* valid,  // (N)

@@ -2,6 +2,8 @@
 // in without biases; what is left is one kernel each way. N frames, a state of H units: a thread has all gates of one
 // unit in one frame, number i of the state's.
 
+#include "common.cuh"
+
 #define EACH_UNIT(i, N, H) EACH(i, (Index)(N) * (H))
 #define FRAME(i, H) ((i) / (H))
 #define UNIT(i, H) ((int)((i) % (H)))

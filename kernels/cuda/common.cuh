@@ -1,4 +1,7 @@
 // What every kernel is compiled with. -DREAL=float or -DREAL=double says what a number is.
+#ifndef REAL
+#define REAL float
+#endif
 
 typedef long long Index;  // of an element: an array may have more than 2^31
 

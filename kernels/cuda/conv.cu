@@ -3,6 +3,8 @@
 // kernel of K frames. A thread computes AT_ONCE neighbouring frames of one channel, so that each frame that it reads
 // serves all of them.
 
+#include "common.cuh"
+
 #define AT_ONCE 8
 
 // sums_r += sum_k factor(k) frame(k + r) for k = 0, ..., K-1

@@ -2,6 +2,8 @@
 // and T2 outputs of O; a kernel of K frames. cuBLAS multiplies; what is left is to bring together what each output
 // reads, and to give back to each frame what has read it. A warp does what belongs to one frame.
 
+#include "common.cuh"
+
 // The K frames that each output reads; padded ones, and those beyond the ends, are 0.
 extern "C" __global__ void conv1d_windows(
     const REAL* __restrict__ x,      // (B, T, I)

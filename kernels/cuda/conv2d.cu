@@ -2,6 +2,8 @@
 // B utterances, T frames of F frequencies become T2 = ceil(T/2) of F2 = ceil(F/2); I channels become O, or each of C
 // stays on its own. A warp does what belongs to one frame and frequency, each lane some of the channels.
 
+#include "common.cuh"
+
 // Of the n-th frame and frequency: the row of its utterance in a mask, the frame and the frequency.
 struct Spot {
     Index row;

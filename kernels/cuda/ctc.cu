@@ -2,6 +2,8 @@
 // B utterances, T frames, V labels, Z = 2S+1 states of S labels. The recursions over the frames have a block for each
 // utterance; what knows no order of frames, the log softmax and the gradient, has a warp for each frame.
 
+#include "common.cuh"
+
 #define NEVER (-1 / REAL(0))  // the logarithm of 0
 
 #define EACH_STATE(s, Z) for (int s = threadIdx.x; s < (Z); s += blockDim.x)

@@ -7,6 +7,8 @@
 // sums, so that it multiplies at least 16 times for 10 numbers that it reads. Threads whose rows lie behind the last
 // frame of a task do not: 25 frames cost as much as 32.
 
+#include "common.cuh"
+
 #define ROWS 8  // that a thread sums, below each other
 #ifndef COLUMNS
 #define COLUMNS 4  // and columns, ACROSS apart, so that neighbouring threads write neighbours; heads.py says 2, 3 or 4

@@ -44,6 +44,9 @@ TYPES = {
 }
 """Types of C++ in NumPy's terms, beside REAL."""
 
+FOLDER = Path(__file__).parent
+INCLUDE = '#include "common.cuh"\n'
+
 PARAMETER = re.compile(
     r"^(?:const )?(REAL|int|long long|unsigned long long|bool|double|[A-Z]\w*)(\*?) (?:__restrict__ )?(\w+)$"
 )
@@ -132,9 +135,10 @@ class Source:
     def __init__(self, name: str, **definitions: int) -> None:
         self.name = name
         self.definitions = tuple(f"-D{letters}={value}" for letters, value in definitions.items())
-        folder = Path(__file__).parent
-        common, own = (folder / "common.cuh").read_text(), (folder / name).read_text()
-        self.text = f'{common}\n#line 1 "{name}"\n{own}'
+        own = (FOLDER / name).read_text()
+        head, _, rest = own.partition(INCLUDE)
+        # Inlined, and not found by a path: CuPy keeps machine code by the text, and would miss a change of the header.
+        self.text = f'{head}{(FOLDER / "common.cuh").read_text()}\n#line {head.count(chr(10)) + 2} "{name}"\n{rest}'
         self.kernels = {kernel: parameters_of(inside) for kernel, inside in KERNEL.findall(own)}
         self.structs = dict(STRUCT.findall(own))
 

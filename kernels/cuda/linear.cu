@@ -1,5 +1,7 @@
 // The bias of a linear map: minihra/layers/linear.py has the equation, and cuBLAS computes x W.
 
+#include "common.cuh"
+
 extern "C" __global__ void add_bias(
     REAL* y,        // (N, O)
     const REAL* b,  // (O)

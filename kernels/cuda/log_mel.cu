@@ -4,6 +4,8 @@
 //
 //     X_k = (Z_k + conj Z_{M-k}) / 2 - i w^k (Z_k - conj Z_{M-k}) / 2     w = exp(-2 pi i / n), k = 0 ... M, Z_M = Z_0
 
+#include "common.cuh"
+
 struct __align__(2 * sizeof(REAL)) Complex { REAL re, im; };  // read and written at once
 
 #define EACH_THREAD(i, n) for (int i = threadIdx.x; i < (n); i += blockDim.x)

@@ -1,6 +1,8 @@
 // Layer norm and the norm with running statistics: minihra/layers/norms.py has the equations.
 // N frames, C channels.
 
+#include "common.cuh"
+
 extern "C" __global__ void layer_norm_forward(
     const REAL* x,   // (N, C)
     const REAL* g,   // (C)

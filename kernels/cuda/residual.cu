@@ -1,5 +1,7 @@
 // The residual step and dropout: minihra/layers/residual.py and minihra/layers/dropout.py have the equations.
 
+#include "common.cuh"
+
 extern "C" __global__ void residual_forward(
     const REAL* x,  // (N)
     const REAL* u,  // (N)

@@ -1,5 +1,7 @@
 // Rotary positions: minihra/layers/rotary.py has the equation. B batch, T frames, A heads, D their width.
 
+#include "common.cuh"
+
 extern "C" __global__ void turn(
     const REAL* x,       // (B, T, A, D)
     const REAL* cosine,  // (T, D)

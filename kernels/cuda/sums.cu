@@ -1,6 +1,8 @@
 // Sums over the rows of a matrix, for the gradients of biases and gains. No atomics, so that the order, and with it the
 // bits, are always the same: P slices of the rows are summed on their own, then their sums.
 
+#include "common.cuh"
+
 extern "C" __global__ void column_sums(
     const REAL* a,  // (N, C)
     const REAL* b,  // (N, C)  factors, 0 for none
