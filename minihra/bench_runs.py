@@ -17,7 +17,15 @@ from minihra.bench_rows import BLANK, MELS, RATE, STATE, Row, Run, config_of
 from minihra.blocks.initial import initial_conformer
 from minihra.device import moved, to_host
 from minihra.evaluate import infer_parts
-from minihra.ops import ctc_backward, ctc_forward, grouped_heads_backward, grouped_heads_forward, log_mel_forward
+from minihra.ops import (
+    ctc_backward,
+    ctc_forward,
+    grouped_heads_backward,
+    grouped_heads_forward,
+    linear_forward,
+    log_mel_forward,
+    twins_in,
+)
 from minihra.optim import AdamW, clip_by_global_norm
 from minihra.recogniser import Adapter, Recogniser
 from minihra.speech.features import LogMel
@@ -110,13 +118,28 @@ def heads_run(row: Row, inputs: dict[str, Any], xp: ModuleType) -> Run:
         o += residual
         return o
 
+    if row.kind == "heads forward":
+        return at_once(forward, xp)
     _, cache = grouped_heads_forward(h, heads, segments=groups.segments)
-    return forward if row.kind == "heads forward" else lambda: grouped_heads_backward(do, cache)[0]
+    return at_once(lambda: grouped_heads_backward(do, cache)[0], xp)
+
+
+def at_once(run: Run, xp: ModuleType) -> Run:
+    """Return a run; on a GPU as a graph, as a step of adaptation starts what it consists of."""
+    if xp is np:
+        return run
+    captured = twins_in("capture", "cuda").Recorder().record(run)
+
+    def start() -> Array:
+        captured.launch()
+        return captured.outputs
+
+    return start
 
 
 def dense_run(row: Row, inputs: dict[str, Any], xp: ModuleType) -> Run:
     """Return one dense map of the size of all linear heads together, or the two products of its backward."""
-    W, b = adapter_of(row, inputs, xp).p.heads["task0"]
+    W, b = p = adapter_of(row, inputs, xp).p.heads["task0"]
     h, do, residual = moved(
         (
             inputs["h"].reshape(-1, STATE),
@@ -125,9 +148,18 @@ def dense_run(row: Row, inputs: dict[str, Any], xp: ModuleType) -> Run:
         ),
         xp,
     )
-    if row.kind == "heads forward":
-        return lambda: h @ W + b + residual
-    return lambda: (do @ W.T, h.T @ do)[0]
+    if xp is np:
+        return (lambda: h @ W + b + residual) if row.kind == "heads forward" else lambda: (do @ W.T, h.T @ do)[0]
+    if row.kind == "heads backward":
+        product = twins_in("products", "cuda").product
+        return at_once(lambda: (product(do, W.T), product(h.T, do))[0], xp)
+
+    def forward() -> Array:
+        o, _ = linear_forward(h, p, params=False)
+        o += residual
+        return o
+
+    return at_once(forward, xp)
 
 
 def ctc_run(row: Row, inputs: dict[str, Any], xp: ModuleType) -> Run:

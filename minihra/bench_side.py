@@ -146,11 +146,11 @@ def host_memory(reset: bool) -> int:
 
 
 def pool_memory(xp: ModuleType, reset: bool) -> int:
-    """Return the bytes of CuPy's memory pool, which keeps what was freed until a reset gives it back."""
+    """Return the bytes of CuPy's memory pool, which keeps what was freed until a reset gives it back, and of graphs."""
     pool = xp.get_default_memory_pool()
     if reset:
         pool.free_all_blocks()
-    return pool.total_bytes()
+    return pool.total_bytes() + twins_in("capture", "cuda").bytes_held()
 
 
 class Side:

@@ -49,15 +49,15 @@ class Graphs:
         self.train_controller, self.recompute = train_controller, recompute
         self._recorded: dict[tuple, tuple[Any, StepInputs]] = {}
         self._seen: Counter[tuple] | None = Counter()  # None: no graph could be recorded
-        self._pool: Any = None
+        self._recorder: Any = None
 
     def gradients(
         self, features: Array, lengths: Array, labels: Sequence[Sequence[int]], tasks: Sequence[str]
     ) -> tuple[Loss, Tree] | None:
         """Return the loss and the adapter's gradients of a batch, of which features (B, T, F) are on the GPU.
 
-        Both lie in arrays that the next step of the same shape writes into. None where no graph can be: for heads that
-        have no kernel, for a batch without a task, and where everything is left to the references.
+        Both lie in arrays that the next step writes into. None where no graph can be: for heads that have no kernel,
+        for a batch without a task, and where everything is left to the references.
         """
         kernels = None if Switch.off else twins_in("heads", "cuda")
         if kernels is None:
@@ -98,15 +98,14 @@ class Graphs:
             self._seen[shape] += 1
             if self._seen[shape] == 1:
                 return step()
-            capture = twins_in("capture", "cuda")
-            self._pool = self._pool or capture.new_pool()
+            self._recorder = self._recorder or twins_in("capture", "cuda").Recorder()
             try:
-                self._recorded[shape] = capture.Captured(step, self._pool), inputs
+                self._recorded[shape] = self._recorder.record(step), inputs
             except (RuntimeError, MemoryError) as error:
-                print(f"minihra: from here on steps run without CUDA graphs ({error})", file=sys.stderr)
-                self._recorded.clear()
-                self._seen, self._pool = None, None
-                return step()
+                print(f"minihra: from here on steps run without new CUDA graphs ({error})", file=sys.stderr)
+                self._seen = None
+        if shape not in self._recorded:  # and not in `except`, which keeps the arrays of the step that failed alive
+            return step()
         captured, kept = self._recorded[shape]
         for (_, place), (_, given) in zip(leaves(kept), leaves(inputs), strict=True):
             if place is not given:

@@ -4,6 +4,7 @@ The model works for any backbone and any edit (blocks/protocol.py). With a froze
 gradients, and the backward ends at the first layer's output.
 """
 
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,8 +12,8 @@ import numpy as np
 
 from minihra.arrays import Array, array_module
 from minihra.blocks.protocol import Backbone, Context, Edit, Training
-from minihra.ops import ctc_backward, ctc_forward
-from minihra.tree import Total, Tree, add_into, whole
+from minihra.ops import ctc_backward, ctc_forward, hot
+from minihra.tree import Total, Tree, add, whole
 
 
 class ModelCache(NamedTuple):
@@ -71,6 +72,31 @@ def infer(backbone: Backbone, inputs: Array, lengths: Array, edit: Edit | None =
     for l in range(backbone.depth):
         x, carry, _ = backbone.layer_forward(l, x, context, edit, carry, keep=False)
     return backbone.readout_forward(x, context)[0], context.valid
+
+
+@hot
+def add_leaves(totals: list[Array], others: list[Array]) -> None:
+    """Add to each of `totals` the one of `others` in the same place."""
+    for total, other in zip(totals, others, strict=True):
+        operator.iadd(total, other)
+
+
+def add_into(total: Tree, tree: Tree) -> Tree:
+    """Return the sum of two gradient trees as `tree.add` does, but in the arrays of `total`, which nobody else needs.
+
+    Where the total has nothing yet it takes the arrays of `tree`, to which the next call adds.
+    """
+    totals, others = [], []
+
+    def note(a: Array, b: Array) -> Array:
+        totals.append(a)
+        others.append(b)
+        return a
+
+    total = add(total, tree, note)
+    if totals:
+        add_leaves(totals, others)
+    return total
 
 
 def backward(dy: Array, cache: ModelCache) -> Gradients:

@@ -141,6 +141,7 @@ CUDA_UNPAIRED = {
     "convolution_backward": "convolution",
     "adamw_update_leaves": "adamw",
     "clip_leaves": "adamw",
+    "add_leaves": "adamw",
 }
 """The same for the GPU."""
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from minihra.adapters.controller import group_tasks
 from minihra.adapters.files import controller_hash
 from minihra.arrays import Array, array_module
 from minihra.blocks.parameters import Statistics
@@ -182,7 +183,7 @@ class Adaptation:
 
     def gradients(self, batch: Batch, rng: np.random.Generator) -> tuple[Loss, Tree]:
         """Return loss and gradients, of the parts of the batch one by one; nothing is drawn."""
-        self.adapter.hra.edit(batch.tasks)  # mistakes are told with their rows of the batch, and not of a part
+        group_tasks(batch.tasks, self.adapter.hra.p.heads)  # mistakes are told with their rows of the batch, no part's
         pack_labels(batch.labels, self.recogniser.model.config.labels, self.recogniser.tokenizer.blank)
         xp = self.recogniser.model.xp
         parts = parts_of(batch.lengths, batch.tasks, xp=xp)

@@ -108,14 +108,6 @@ def add(total: Tree, tree: Tree, plus: Callable[[Array, Array], Array] = operato
     return plus(total, tree)
 
 
-def add_into(total: Tree, tree: Tree) -> Tree:
-    """Return the sum as `add` does, but in the arrays of `total`, which nobody else may need.
-
-    Where the total has nothing yet it takes the arrays of `tree`, to which the next call adds.
-    """
-    return add(total, tree, operator.iadd)
-
-
 def count(tree: Tree) -> int:
     """Return the number of elements in all leaves."""
     return sum(leaf.size for _, leaf in leaves(tree))

@@ -56,6 +56,31 @@ def test_leaves_move_as_one_after_another(number: int, piece: int, dtype: type) 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("number", [1, 10, 64, 65, 140])
+@pytest.mark.parametrize("piece", [8, adamw.PIECE])
+def test_sums_of_leaves(number: int, piece: int, dtype: type) -> None:
+    """To the bit, in the arrays of the first, at addresses of any alignment."""
+    totals, others = arrays(number, dtype, 1), arrays(number, dtype, 2)
+    wanted = [total + other for total, other in zip(totals, others, strict=True)]
+    buffers = [np.full(total.size + 2, np.nan, dtype) for total in totals]
+    places = [buffer[1:-1].reshape(total.shape) for buffer, total in zip(buffers, totals, strict=True)]
+    for place, total in zip(places, totals, strict=True):
+        place[...] = total
+    with emulated(checked=True, threads=64), patch.object(adamw, "PIECE", piece):
+        assert adamw.add_leaves(places, others) is None
+    assert [place.tobytes() for place in places] == [sum_.tobytes() for sum_ in wanted]
+    assert all(np.isnan(buffer[[0, -1]]).all() for buffer in buffers)
+
+
+def test_sums_that_are_left_to_the_reference() -> None:
+    a = np.ones((4, 6))
+    assert adamw.add_leaves([a[:, ::2]], [a[:, ::2]]) is NotImplemented
+    assert adamw.add_leaves([a], [a.astype(np.float32)]) is NotImplemented
+    with pytest.raises(ValueError, match="a sum of the shapes"):
+        adamw.add_leaves([a], [a[0]])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("number", [1, 10, 64, 65, 140])
 @pytest.mark.parametrize("limit", [0.5, 1e6])
 def test_clipping(number: int, limit: float, dtype: type) -> None:
     gs = arrays(number, dtype, 0)

@@ -145,6 +145,17 @@ def trainee_of(row: Row, xp: ModuleType) -> Adaptation | Pretraining:
     return Adaptation(recogniser, Adapter(adapter_of(row, inputs, xp), "task", ""))
 
 
+def assert_close_to_the_largest(found: Tree, wanted: Tree) -> None:
+    """As `assert_close` with 1e-4, but that what is nothing beside the largest leaf, as the gradient of a key's bias,
+    which is 0 but for rounding, need not be the same nothing.
+    """
+    found, wanted = named(found), named(wanted)
+    largest = max(np.abs(leaf).max(initial=0) for leaf in wanted.values())
+    for name, b in wanted.items():
+        error = np.abs(found[name].astype(float) - b).max(initial=0)
+        assert error <= max(1e-4 * np.abs(b).max(initial=0), 2e-6 * largest), (name, error)
+
+
 STEPS = {
     "adaptation, gru": Row("adaptation", **TINY),
     "adaptation, indrnn, ffn": Row("adaptation", **TINY, cell="indrnn", head="ffn"),
@@ -163,7 +174,8 @@ def test_a_whole_step_is_that_of_the_cpu(name: str, xp: ModuleType) -> None:
     (wanted, wanted_gradients), (found, found_gradients) = results
     assert_close(map_leaves(np.asarray, found), map_leaves(np.asarray, wanted), 1e-4)
     assert dict(leaves(found_gradients)).keys() == dict(leaves(wanted_gradients)).keys()
-    assert_close(found_gradients, wanted_gradients, 1e-4)
+    for ours, theirs in zip(found_gradients, wanted_gradients, strict=True):
+        assert_close_to_the_largest(ours, theirs)
 
 
 @pytest.mark.parametrize("name", STEPS)

@@ -28,7 +28,7 @@ recordings: list["Recording"] = []
 class Recording:
     """In the place of capture.Captured."""
 
-    def __init__(self, step: Callable[[], Tree], pool: Any) -> None:
+    def __init__(self, step: Callable[[], Tree]) -> None:
         step()
         self.steps: list[Callable[[], None]] = []
         with standin.recorded(self.steps):
@@ -46,8 +46,7 @@ class Recording:
 
 @pytest.fixture(autouse=True)
 def xp(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.setattr(capture, "Captured", Recording)
-    monkeypatch.setattr(capture, "new_pool", object)
+    monkeypatch.setattr(capture, "Recorder", lambda: SimpleNamespace(record=Recording))
     recordings.clear()
     with gpu_of_stand_ins() as module:
         yield module
@@ -147,13 +146,13 @@ def test_without_a_graph_it_goes_on(
     def fail(*_: Any) -> None:
         raise NotImplementedError("a product that cannot be recorded")
 
-    monkeypatch.setattr(capture, "Captured", fail)
+    monkeypatch.setattr(capture, "Recorder", lambda: SimpleNamespace(record=fail))
     trainee, plain = trainee_of(xp, True), trainee_of(xp, False)
     for step in range(4):
         batch = batch_of(step, ["ann", "bob"])
         assert_near(host(trainee.gradients(batch, None)), host(plain.gradients(batch, None)))
     said = capsys.readouterr().err
-    assert said == "minihra: from here on steps run without CUDA graphs (a product that cannot be recorded)\n"
+    assert said == "minihra: from here on steps run without new CUDA graphs (a product that cannot be recorded)\n"
 
 
 def test_an_upload_or_a_download_cannot_be_recorded(xp: ModuleType) -> None:

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from minihra.tree import add, add_into, count, escape, from_leaves, global_norm, leaves, map_leaves, unescape
+from minihra.model import add_into
+from minihra.tree import add, count, escape, from_leaves, global_norm, leaves, map_leaves, unescape
 
 
 class Pair(NamedTuple):

@@ -1,5 +1,5 @@
-// The optimiser's step over many leaves at once: AdamW, of which minihra/layers/adamw.py has the equations, and clipping
-// by the norm over all leaves (minihra/optim.py).
+// The optimiser's step over many leaves at once: AdamW, of which minihra/layers/adamw.py has the equations, clipping by
+// the norm over all leaves (minihra/optim.py), and sums of gradients over the layers (minihra/model.py).
 //
 // Up to 64 leaves come as a table of addresses, by value: it travels with the start of the kernel, so that nothing is
 // uploaded. Each leaf is cut into pieces of P elements, and a block takes a piece: a matrix has many blocks at work, and
@@ -21,6 +21,13 @@ struct Leaves {
 struct Gradients {
     const REAL* g[64];
     REAL* scaled[64];
+    long long size[64];
+    int first[64];
+};
+
+struct Sums {
+    REAL* total[64];
+    const REAL* other[64];
     long long size[64];
     int first[64];
 };
@@ -132,6 +139,20 @@ extern "C" __global__ void scale_leaves(
             Pack g = load(leaves.g[l] + i, left);
             for (int k = 0; k < PACK; k++) g.v[k] *= *scale;
             store(leaves.scaled[l] + i, left, g);
+        }
+    }
+}
+
+extern "C" __global__ void add_leaves(
+    Sums leaves,
+    int n, int pieces, int P) {
+    EACH_PIECE(piece, pieces) {
+        const int l = leaf_of(leaves, piece, n);
+        EACH_PACK_OF(i, left, leaves, l, piece, P) {
+            Pack total = load(leaves.total[l] + i, left);
+            const Pack other = load(leaves.other[l] + i, left);
+            for (int k = 0; k < PACK; k++) total.v[k] += other.v[k];
+            store(leaves.total[l] + i, left, total);
         }
     }
 }

@@ -1,4 +1,6 @@
-"""Twins of the optimiser's step for the GPU: AdamW and clipping over all leaves, a few launches for each 64 of them."""
+"""Twins for the GPU of what goes over all leaves of a tree: AdamW, clipping and sums of gradients, a few launches for
+each 64 of them.
+"""
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain
@@ -92,3 +94,18 @@ def clip_leaves(gs: Sequence[Array], limit: float) -> tuple[list[Array], Array]:
     for group, leaves in zip(groups, tables, strict=True):
         KERNELS.run("scale_leaves", group.grid, leaves=leaves, scale=scale, **group.counts, **both)
     return scaled, norm
+
+
+def add_leaves(totals: list[Array], others: list[Array]) -> None:
+    """Add to each of `totals` the one of `others` in the same place."""
+    real, others = totals[0].dtype, [contiguous(other) for other in others]
+    if not all(a.flags.c_contiguous and a.dtype == b.dtype == real for a, b in zip(totals, others, strict=True)):
+        return NotImplemented  # a copy would be added to in its place
+    for total, other in zip(totals, others, strict=True):
+        if total.shape != other.shape:
+            raise ValueError(f"a sum of the shapes {total.shape} and {other.shape}")
+    for group in groups_of(totals):
+        arrays = totals[group.which], others[group.which]
+        where = dict(zip(("total", "other"), map(addresses, arrays), strict=True))
+        leaves = KERNELS.table("Sums", **where, size=group.sizes, first=group.first)
+        KERNELS.run("add_leaves", group.grid, leaves=leaves, **group.counts, reaches=[*chain(*arrays)], real=real)

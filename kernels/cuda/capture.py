@@ -12,33 +12,53 @@ from typing import Any
 
 
 class Captured:
-    """A recorded step: `launch` runs it again, and `outputs` are the arrays in which its results then lie."""
+    """A recorded step: `launch` runs it again on the current stream, and `outputs` are where its results then lie."""
 
-    def __init__(self, step: Callable[[], Any], pool: Any) -> None:
-        """Run the step twice, the second time to record it; its memory is of `pool`, which nothing else may use."""
+    def __init__(self, graph: Any, outputs: Any) -> None:
+        self.launch, self.outputs = graph.launch, outputs
+
+
+class Recorder:
+    """Records steps that run one after another. They share memory, which is theirs alone and never given back: CuPy
+    would give what seems free to others when memory runs out, and a graph goes on writing there.
+    """
+
+    recorders: list["Recorder"] = []  # noqa: RUF012  of the whole process
+
+    def __init__(self) -> None:
         import cupy
 
-        stream = cupy.cuda.Stream(non_blocking=True)
-        cupy.cuda.get_current_stream().synchronize()  # what the inputs wait for is not in the graph
-        with cupy.cuda.using_allocator(pool.malloc), stream:
+        self._cupy, self._held = cupy, []
+        self._pool, self._stream = cupy.cuda.MemoryPool(self._keep), cupy.cuda.Stream(non_blocking=True)
+        Recorder.recorders.append(self)
+
+    def _keep(self, size: int) -> Any:
+        self._held.append(self._cupy.cuda.Memory(size))
+        return self._cupy.cuda.MemoryPointer(self._held[-1], 0)
+
+    def record(self, step: Callable[[], Any]) -> Captured:
+        """Run a step twice, the second time to record it.
+
+        Raises:
+            RuntimeError: the step did what cannot be recorded.
+            MemoryError: it has no room beside what else there is.
+        """
+        cuda, stream = self._cupy.cuda, self._stream
+        cuda.get_current_stream().synchronize()  # what the inputs wait for is not in the graph
+        self._cupy.get_default_memory_pool().free_all_blocks()  # of the same step, as it ran before
+        with cuda.using_allocator(self._pool.malloc), stream:
             step()  # compiles what is new, and fills the pool
             stream.synchronize()
             stream.begin_capture()
             try:
-                self.outputs = step()
+                outputs = step()
             except BaseException:
                 with suppress(RuntimeError):  # a recording that was broken off is no graph
                     stream.end_capture()
                 raise
-            self._graph = stream.end_capture()
-
-    def launch(self) -> None:
-        """Run the step again on the current stream."""
-        self._graph.launch()
+            return Captured(stream.end_capture(), outputs)
 
 
-def new_pool() -> Any:
-    """Return a pool for the memory of graphs that run one after another."""
-    import cupy
-
-    return cupy.cuda.MemoryPool()
+def bytes_held() -> int:
+    """Return the bytes that all recorded steps of the process hold."""
+    return sum(memory.size for recorder in Recorder.recorders for memory in recorder._held)

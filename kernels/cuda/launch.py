@@ -152,10 +152,19 @@ class Source:
             table[name][0, : len(values)] = values
         return table
 
-    def run(self, kernel: str, grid: Grid, *, reaches: Sequence[Array] = (), **arguments: Any) -> None:
+    def run(
+        self,
+        kernel: str,
+        grid: Grid,
+        *,
+        reaches: Sequence[Array] = (),
+        real: np.dtype = np.dtype(np.float32),  # noqa: B008  a constant
+        **arguments: Any,
+    ) -> None:
         """Start a kernel; its arrays and numbers are given by name.
 
         `reaches` are more arrays, whose addresses stand in a table; whoever made it sees to their types and sizes.
+        `real` is the type of the numbers of a kernel that is given no array of them.
 
         Raises:
             TypeError: an argument is missing or too many, or has another type than the kernel's text says.
@@ -166,7 +175,7 @@ class Source:
             wrong = ", ".join(sorted(parameters.keys() ^ arguments.keys()))
             raise TypeError(f"{kernel}: missing or unknown arguments: {wrong}")
         reals = [arguments[name] for name, p in parameters.items() if p.is_array and p.type == "REAL"]
-        real = next((a.dtype for a in reals if a is not None and a.dtype.kind == "f"), np.dtype(np.float32))
+        real = next((a.dtype for a in reals if a is not None and a.dtype.kind == "f"), real)
         sizes = {name: value for name, value in arguments.items() if not parameters[name].is_array}
         values = []
         for name, parameter in parameters.items():

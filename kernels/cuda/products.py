@@ -20,6 +20,7 @@ WORKSPACE = 32 << 20  # bytes; what NVIDIA recommends for Hopper, whose kernels 
 
 COMPUTE_32F, COMPUTE_32F_FAST_TF32, COMPUTE_64F = 68, 77, 70
 DEFAULT_ALGORITHM = -1
+MAJOR_VERSION = 0  # of libraryPropertyType
 ALLOC_FAILED = 3
 STATUS = {
     1: "NOT_INITIALIZED",
@@ -197,7 +198,7 @@ def cublas() -> Cublas:
     """Return the handle of this process.
 
     Raises:
-        OSError: the library was not found.
+        OSError: the library was not found, or is for another version of CUDA than CuPy.
     """
     import cupy
     from cuda import pathfinder  # with which CuPy finds its libraries
@@ -207,4 +208,9 @@ def cublas() -> Cublas:
     except pathfinder.DynamicLibNotFoundError as error:
         how = "pip install nvidia-cublas-cu12 for CUDA 12, nvidia-cublas for CUDA 13"
         raise OSError(f"cuBLAS, which multiplies matrices on the GPU, was not found: {how}") from error
-    return Cublas(ctypes.CDLL(path), cupy.empty(WORKSPACE, "uint8"))
+    library, major = ctypes.CDLL(path), ctypes.c_int()
+    library.cublasGetProperty(MAJOR_VERSION, ctypes.byref(major))
+    if major.value != (wanted := cupy.cuda.runtime.runtimeGetVersion() // 1000):
+        how = "CuPy for the other version, or an environment without the packages that brought this cuBLAS"
+        raise OSError(f"cuBLAS of CUDA {major.value} was found ({path}), but CuPy is that of CUDA {wanted}: {how}")
+    return Cublas(library, cupy.empty(WORKSPACE, "uint8"))
