@@ -139,6 +139,7 @@ slower than BLAS with several.
 CUDA_UNPAIRED = {
     "convolution_forward": "convolution",
     "convolution_backward": "convolution",
+    "add_and_norm": "norms",
     "adamw_update_leaves": "adamw",
     "clip_leaves": "adamw",
     "add_leaves": "adamw",

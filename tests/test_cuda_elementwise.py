@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from minihra.arrays import Array
+from minihra.blocks.conformer_block import add_and_norm
 from minihra.cases import filled, filled_statistics, numbers
-from minihra.kernels.cuda import activations, batch_norm, residual
-from minihra.layers.norms import BatchNormParams
+from minihra.kernels.cuda import activations, batch_norm, norms, residual
+from minihra.layers.norms import BatchNormParams, LayerNormParams
 from minihra.masks import valid_from_lengths
 from minihra.ops import PAIRS
 from minihra.threads import together
@@ -75,6 +76,22 @@ def batch_norm_inputs(lengths: list[int], C: int, dtype: type) -> Tree:
     x[~valid] = np.nan
     p = filled(BatchNormParams(np.empty(C), np.empty(C)), 1)
     return {"x": x, "valid": valid, "statistics": cast(filled_statistics(C, 4), dtype), "p": cast(p, dtype)}
+
+
+@DTYPES
+@pytest.mark.parametrize("bias", [True, False])
+def test_last_step_with_its_norm(bias: bool, dtype: type) -> None:
+    """Of widths below and beyond a warp, from views, and not around 0; in the checked build, too."""
+    for width in (1, 31, 33, 144):
+        x, u = 1 + numbers(3, 7, 2 * width)[..., ::2], numbers(3, 7, width, k=1)
+        p = LayerNormParams(1 + numbers(width, k=2) / 2, numbers(width, k=3) if bias else None)
+        x, u, p = cast((x, u, p), dtype)
+        how = {"weights": (1.5, 0.5), "eps": 1e-3, "params": True}
+        wanted = add_and_norm.__wrapped__(x, u, p, **how)
+        for threads, checked in ((10, False), (64, True)):
+            with emulated(threads=threads, checked=checked):
+                found = norms.add_and_norm(x, u, p, **how)
+            assert_same(found, wanted, dtype)
 
 
 @DTYPES

@@ -27,6 +27,35 @@ extern "C" __global__ void layer_norm_forward(
     }
 }
 
+// The same of a x + w u, which nobody else asks for: it is never written.
+extern "C" __global__ void add_and_norm(
+    const REAL* x,  // (N, C)
+    const REAL* u,  // (N, C)
+    const REAL* g,  // (C)
+    const REAL* b,  // (C)  0 for a norm without bias
+    REAL* y,        // (N, C)
+    REAL* normal,   // (N, C)
+    REAL* scale,    // (N)
+    int N, int C, REAL a, REAL w, REAL eps) {
+    EACH_WARP(n, N) {
+        const Index row = n * C;
+        REAL sum = 0, squares = 0;
+        EACH_LANE(c, C) sum += a * x[row + c] + w * u[row + c];
+        const REAL mean = warp_sum(sum) / C;
+        EACH_LANE(c, C) {
+            const REAL centred = a * x[row + c] + w * u[row + c] - mean;
+            squares += centred * centred;
+        }
+        const REAL s = 1 / sqrt(warp_sum(squares) / C + eps);
+        EACH_LANE(c, C) {
+            const REAL v = (a * x[row + c] + w * u[row + c] - mean) * s;
+            normal[row + c] = v;
+            y[row + c] = v * g[c] + (b ? b[c] : 0);
+        }
+        if (threadIdx.x % LANES == 0) scale[n] = s;
+    }
+}
+
 // dx = (dnormal - mean(dnormal) - normal mean(dnormal normal)) scale,  dnormal = dy g
 extern "C" __global__ void layer_norm_backward(
     const REAL* dy,      // (N, C)

@@ -1,4 +1,6 @@
-"""Twins of minihra/layers/norms.py for the GPU: layer norm, a warp a frame, and the norm of running statistics."""
+"""Twins of minihra/layers/norms.py for the GPU: layer norm, a warp a frame, also of what a residual step adds up, and
+the norm of running statistics.
+"""
 
 from minihra.arrays import Array, array_module
 from minihra.kernels.cuda.launch import Source, contiguous, per_element, per_warp
@@ -25,6 +27,18 @@ def layer_norm_forward(
     KERNELS.run(
         "layer_norm_forward", per_warp(N), x=x, g=p.g, b=p.b, y=y, normal=normal, scale=scale, N=N, C=C, eps=eps
     )
+    return y, LayerNormCache(normal, scale, p, params)
+
+
+def add_and_norm(
+    x: Array, u: Array, p: LayerNormParams, *, weights: tuple[float, float], eps: float, params: bool
+) -> tuple[Array, LayerNormCache]:
+    """Return the norm of a x + w u (B, T, C) and its cache."""
+    xp, x, u, C, (a, w) = array_module(x), contiguous(x), contiguous(u), x.shape[-1], weights
+    N, y, normal = x.size // C, xp.empty_like(x), xp.empty_like(x)
+    scale = xp.empty((*x.shape[:-1], 1), x.dtype)
+    arrays, sizes = {"x": x, "u": u, **p._asdict(), "y": y, "normal": normal, "scale": scale}, {"N": N, "C": C}
+    KERNELS.run("add_and_norm", per_warp(N), **arrays, **sizes, a=a, w=w, eps=eps)
     return y, LayerNormCache(normal, scale, p, params)
 
 

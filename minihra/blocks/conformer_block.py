@@ -42,6 +42,7 @@ from minihra.layers.residual import ResidualCache
 from minihra.ops import (
     dropout_backward,
     dropout_forward,
+    hot,
     layer_norm_backward,
     layer_norm_forward,
     residual_backward,
@@ -166,6 +167,15 @@ def edit_backward(
     return dx + dx_read, du, dcarry, add(dedit, dp)
 
 
+@hot
+def add_and_norm(
+    x: Array, u: Array, p: LayerNormParams, *, weights: tuple[float, float], eps: float, params: bool
+) -> tuple[Array, LayerNormCache]:
+    """Return the norm of a x + w u (B, T, C) and its cache: the last residual step, with the norm that follows it."""
+    x, _ = residual_forward(x, u, weights=weights)
+    return layer_norm_forward(x, p, eps=eps, params=params)
+
+
 def conformer_block_forward(
     x: Array,
     context: Context,
@@ -192,11 +202,14 @@ def conformer_block_forward(
         if context.training is not None and context.training.keep is not None:
             u, dropout = dropout_forward(u, context.training.keep[l, s], rate=context.training.rate)  # (2)
         u, carry, edited = edit_forward(edit, site, l, x, u, carry)  # (3)
-        x, residual = residual_forward(x, u, weights=weights)  # (4)
+        if site == STEPS[-1]:
+            x, norm = add_and_norm(x, u, p.norm, weights=weights, eps=form.eps, params=params)  # (4) (5)
+        else:
+            x, _ = residual_forward(x, u, weights=weights)  # (4)
+        residual = ResidualCache(weights)
         steps.append(StepCache(branch if wanted else None, dropout, edited if keep else None, residual))
         branch = None  # where nobody wants it, it must not live on beside the next one
         wanted = wanted or (keep and edited is not None)
-    x, norm = layer_norm_forward(x, p.norm, eps=form.eps, params=params)  # (5)
     u, carry, edited = edit_forward(edit, "block", l, x, None, carry)  # (6)
     if u is not None:
         x = x + u  # (7)
