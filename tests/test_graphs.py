@@ -4,7 +4,9 @@ What a recorded step computes again must depend on its inputs alone: on their nu
 of the batch that it was recorded with.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -170,3 +172,82 @@ def test_slots_and_padding() -> None:
     assert padded(np.ones((2, 5, 3)), 4).shape == (2, 8, 3) and padded(np.ones((2, 5)), 4).sum() == 10
     assert padded(np.ones((2, 5)), 4, least=9).shape == (2, 12)
     assert padded(np.ones((2, 8)), 4).shape == (2, 8) and padded(np.ones((2, 0)), 4).shape == (2, 0)
+
+
+class FakeCuda:
+    """As much of cupy.cuda as a recorder uses; `done` notes what is done, in its order."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.allocator: Callable[[int], Any] | None = None
+        self.Memory = lambda size: SimpleNamespace(size=size)
+        self.MemoryPointer = lambda memory, offset: memory
+
+    def MemoryPool(self, allocator: Callable[[int], Any]) -> SimpleNamespace:
+        return SimpleNamespace(malloc=allocator)
+
+    def Stream(self, non_blocking: bool) -> "FakeCuda":
+        assert non_blocking
+        return self
+
+    get_current_stream = lambda self: self  # noqa: E731
+
+    def synchronize(self) -> None:
+        self.done.append("wait")
+
+    def begin_capture(self) -> None:
+        self.done.append("begin")
+
+    def end_capture(self) -> SimpleNamespace:
+        self.done.append("end")
+        return SimpleNamespace(launch=lambda: self.done.append("launch"))
+
+    def __enter__(self) -> None:
+        self.done.append("on the stream")
+
+    def __exit__(self, *_: object) -> None:
+        self.done.append("off it")
+
+    @contextmanager
+    def using_allocator(self, allocator: Callable[[int], Any]) -> Iterator[None]:
+        self.allocator = allocator
+        yield
+        self.allocator = None
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    monkeypatch.undo()  # of the recorder that the other tests have
+    cuda = FakeCuda()
+    pool = SimpleNamespace(free_all_blocks=lambda: cuda.done.append("free"))
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda, get_default_memory_pool=lambda: pool))
+    monkeypatch.setattr(capture.Recorder, "recorders", [])
+    return cuda
+
+
+def test_a_step_runs_once_before_it_is_recorded(cuda: FakeCuda) -> None:
+    def step() -> str:
+        assert cuda.allocator(100).size == 100
+        cuda.done.append("step")
+        return "outputs"
+
+    recorder = capture.Recorder()
+    captured = recorder.record(step)
+    assert captured.outputs == "outputs"
+    recorded = ["on the stream", "step", "wait", "begin", "step", "end", "off it"]
+    assert cuda.done == ["wait", "free", *recorded]
+    captured.launch()
+    assert cuda.done[-1] == "launch" and cuda.allocator is None
+    assert capture.bytes_held() == 200  # which no pool can give back
+    recorder.record(step)
+    assert capture.bytes_held() == 400
+
+
+def test_a_recording_that_fails_is_ended(cuda: FakeCuda) -> None:
+    def step() -> None:
+        if "begin" in cuda.done:
+            raise NotImplementedError("cuBLAS")
+
+    with pytest.raises(NotImplementedError, match="cuBLAS"):
+        capture.Recorder().record(step)
+    assert cuda.done[-2:] == ["end", "off it"]
