@@ -17,7 +17,7 @@ from minihra.layers.linear import LinearParams
 from minihra.tree import Tree, leaves, map_leaves
 from tests.cuda_emulator import emulator
 from tests.cuda_twins import emulated
-from tests.test_nvrtc import compiled, nvrtc  # noqa: F401
+from tests.test_nvrtc import log_of, nvrtc  # noqa: F401
 from tests.test_twins import assert_same, named
 
 KINDS = ("linear", "ffn")
@@ -311,5 +311,4 @@ def test_views_are_joined_without_a_copy() -> None:
 def test_kernels_of_other_tiles_compile(columns: int, nvrtc: Any) -> None:  # noqa: F811
     """test_nvrtc.py compiles those of 4 columns."""
     text = Source("heads.cu").text
-    size, log = compiled(nvrtc, text, ["-arch=sm_80", "-std=c++17", "-DREAL=float", f"-DCOLUMNS={columns}"])
-    assert size > 0 and not log.strip("\0\n"), log
+    assert log_of(nvrtc, text, "-arch=sm_80", "-DREAL=float", f"-DCOLUMNS={columns}") == (True, "")
