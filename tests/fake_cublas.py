@@ -103,13 +103,13 @@ class Numpy(ModuleType):
 
     def __init__(self, library: Library) -> None:
         super().__init__("numpy_with_streams")
-        self.library, self.numbers = library, np.random.default_rng(7)
+        self.cublas, self.numbers = library, np.random.default_rng(7)
         self.cuda = SimpleNamespace(get_current_stream=lambda: SimpleNamespace(ptr=STREAM))
 
     def random(self, *shape: int, dtype: str = "float64") -> np.ndarray:
         """A new array in the library's memory."""
         x = self.numbers.standard_normal(shape, dtype)
-        self.library.memory.append(x)
+        self.cublas.memory.append(x)
         return x
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -118,7 +118,7 @@ class Numpy(ModuleType):
         return x
 
     def copy(self, x: np.ndarray) -> np.ndarray:
-        self.library.calls.append("copy")
+        self.cublas.calls.append("copy")
         copied = self.empty(x.shape, x.dtype)
         copied[...] = x
         return copied

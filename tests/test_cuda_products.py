@@ -71,7 +71,7 @@ SIZES = ((3, 4, 5), (1, 4, 5), (3, 1, 5), (3, 4, 1), (1, 1, 5), (1, 4, 1), (3, 1
 
 
 def count(xp: Numpy, call: str) -> int:
-    return sum(call in name for name in xp.library.calls)
+    return sum(call in name for name in xp.cublas.calls)
 
 
 @pytest.mark.parametrize("lead", [(), (2,), (2, 3), (1, 3)])
@@ -81,13 +81,13 @@ def test_products_of_every_layout(size: tuple[int, int, int], lead: tuple[int, .
     leads = [(lead, lead), (lead, ()), ((), lead)] if lead else [((), ())]
     for (of_a, of_b), lie_a, lie_b in combinations(leads, LAYOUTS, LAYOUTS):
         for lie_out, add in ((None, False), *combinations((plain, padded, interleaved), (False, True))):
-            xp.library.memory.clear()
+            xp.cublas.memory.clear()
             a, b = lie_a(made, *of_a, N, K), lie_b(made, *of_b, K, M)
             out = lie_out(made, *lead, N, M) if lie_out else None
             wanted = a @ b + (out if add else 0)
             if out is not None and not add:
                 out[...] = np.nan
-            xp.library.calls.clear()
+            xp.cublas.calls.clear()
             y = product(a, b, out, add=add)
             assert y.shape == wanted.shape and (out is None or y is out)
             assert abs(y - wanted).max() < 1e-13  # and no NaN
@@ -100,7 +100,7 @@ def test_products_of_every_layout(size: tuple[int, int, int], lead: tuple[int, .
 def test_what_cublas_cannot_be_told_is_copied(lie: Callable, other: Callable, lead: tuple[int, ...], xp: Numpy) -> None:
     for lie_a, lie_b in ((lie, other), (other, lie)):
         a, b = lie_a(xp.random, *lead, 3, 4), lie_b(xp.random, *lead, 4, 5)
-        xp.library.calls.clear()
+        xp.cublas.calls.clear()
         np.testing.assert_allclose(product(a, b), a @ b, rtol=1e-12)
         assert count(xp, "copy") == 1
 
@@ -139,12 +139,12 @@ def test_types_and_tf32(xp: Numpy) -> None:
 def assert_computes(xp: Numpy, dtype: str, compute: int) -> None:
     a, b = xp.random(3, 4, dtype=dtype), xp.random(4, 5, dtype=dtype)
     y = product(a, b)
-    assert y.dtype == dtype and xp.library.compute == compute
+    assert y.dtype == dtype and xp.cublas.compute == compute
     np.testing.assert_allclose(y, a @ b, rtol=1e-5)
 
 
 def test_without_elements_nothing_is_called(xp: Numpy) -> None:
-    xp.library.calls.clear()
+    xp.cublas.calls.clear()
     for a, b in (((0, 4), (4, 5)), ((3, 4), (4, 0)), ((0, 3, 4), (0, 4, 5)), ((0, 3, 4), (4, 5))):
         y = product(xp.random(*a), xp.random(*b))
         assert y.size == 0 and y.shape == (np.zeros(a) @ np.zeros(b)).shape
@@ -153,30 +153,30 @@ def test_without_elements_nothing_is_called(xp: Numpy) -> None:
     before = out.copy()
     assert np.all(product(xp.random(3, 0), xp.random(0, 5), out, add=True) == before)
     assert np.all(product(xp.random(3, 0), xp.random(0, 5), out) == 0)
-    assert xp.library.calls == []
+    assert xp.cublas.calls == []
 
 
 def test_a_stream_is_set_once_and_the_workspace_with_it(xp: Numpy) -> None:
     a = xp.random(3, 3)
-    xp.library.calls.clear()
+    xp.cublas.calls.clear()
     product(a, a)
     product(a, a)
-    assert xp.library.calls == ["cublasSetStream_v2", "cublasSetWorkspace_v2", "cublasGemmEx", "cublasGemmEx"]
+    assert xp.cublas.calls == ["cublasSetStream_v2", "cublasSetWorkspace_v2", "cublasGemmEx", "cublasGemmEx"]
 
 
 def test_a_status_is_an_error(xp: Numpy) -> None:
     a, b = xp.random(2, 3, 4), xp.random(2, 4, 5)
-    xp.library.fails["cublasGemmStridedBatchedEx"] = 3
+    xp.cublas.fails["cublasGemmStridedBatchedEx"] = 3
     with pytest.raises(
         MemoryError, match=r"cublasGemmStridedBatchedEx .*\(2, 3, 4\) @ \(2, 4, 5\).*ALLOC_FAILED \(3\)"
     ):
         product(a, b)
-    xp.library.fails = {"cublasGemmEx": 15}
+    xp.cublas.fails = {"cublasGemmEx": 15}
     with pytest.raises(RuntimeError, match=r"cublasGemmEx .*\(3, 4\) @ \(4, 5\).*NOT_SUPPORTED \(15\)"):
         product(a[0], b[0])
-    xp.library.fails = {"cublasCreate_v2": 99}
+    xp.cublas.fails = {"cublasCreate_v2": 99}
     with pytest.raises(RuntimeError, match=r"cublasCreate_v2 failed: CUBLAS_STATUS_UNKNOWN \(99\)"):
-        Cublas(xp.library, WORKSPACE)
+        Cublas(xp.cublas, WORKSPACE)
 
 
 @pytest.mark.parametrize("on_gpu", [True, False])

@@ -140,16 +140,16 @@ def laid_out(x: Array) -> tuple[Array, Layout]:
 
 
 class Cublas:
-    """A handle of cuBLAS: `library` as ctypes loads it, `workspace` an array of bytes on the GPU."""
+    """A handle of cuBLAS: its `functions` as ctypes loads them, `workspace` an array of bytes on the GPU."""
 
-    def __init__(self, library: Any, workspace: Array) -> None:
-        self.library, self.workspace, self.stream = library, workspace, None
+    def __init__(self, functions: Any, workspace: Array) -> None:
+        self.functions, self.workspace, self.stream = functions, workspace, None
         self.handle = ctypes.c_void_p()
         self.call("cublasCreate_v2", ctypes.byref(self.handle))
 
     def call(self, name: str, *arguments: Any, what: str = "") -> None:
         """Call a function of the library and raise an error if its status says so."""
-        status = getattr(self.library, name)(*arguments)
+        status = getattr(self.functions, name)(*arguments)
         if status:
             failure = MemoryError if status == ALLOC_FAILED else RuntimeError
             raise failure(f"{name} failed{what}: CUBLAS_STATUS_{STATUS.get(status, 'UNKNOWN')} ({status})")

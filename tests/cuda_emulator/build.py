@@ -47,7 +47,7 @@ class KernelHead(NamedTuple):
 class Build(NamedTuple):
     """A compiled text."""
 
-    library: ctypes.CDLL
+    loaded: ctypes.CDLL
     path: Path
     heads: tuple[KernelHead, ...]
 

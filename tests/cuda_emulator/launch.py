@@ -127,8 +127,8 @@ class Compiled:
 
     def __init__(self, made: Build, name: str, checked: bool) -> None:
         self.build, self.name, self.checked = made, name, checked
-        self.kernel = _Kernel.in_dll(made.library, f"emulator_kernel_{name}")
-        self.run = made.library.emulator_run
+        self.kernel = _Kernel.in_dll(made.loaded, f"emulator_kernel_{name}")
+        self.run = made.loaded.emulator_run
         self.fixed_bytes = (self.kernel.shared_end or 0) - (self.kernel.shared_begin or 0)
 
     @cached_property
