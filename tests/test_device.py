@@ -82,7 +82,9 @@ def test_a_run_goes_on_where_it_was(
     monkeypatch.setattr(trainee, "gradients", until_the_memory_is_full)
     assert main(command("broken")) == 2
     monkeypatch.setattr(trainee, "gradients", gradients)
+    standin.called.clear()
     assert main([*command("broken"), "--resume"]) == 0
+    assert ("ndarray.matmul", frozenset()) in standin.called  # it goes on there, and not on the CPU
     assert content(tmp_path / "whole") == content(tmp_path / "broken")
 
 
