@@ -11,7 +11,8 @@ from minihra.blocks.initial import initial_conformer
 from minihra.blocks.subsampling import subsample
 from minihra.cases import layer_cases
 from minihra.device import to_host
-from minihra.ops import CUDA_TWINS, PAIRS, TWINS, UNPAIRED, adamw_update, references, twins_in
+from minihra.ops import CUDA_TWINS, PAIRS, TWINS, UNPAIRED, references, twins_in
+from minihra.optim import AdamW, clip_by_global_norm
 from minihra.threads import share
 from minihra.tree import leaves, map_leaves
 
@@ -54,15 +55,17 @@ def unpaired_runs() -> dict[str, Callable[[], Sequence[np.ndarray]]]:
     rng = np.random.default_rng(0)
     front_end = initial_conformer(ConformerConfig(labels=2, width=16, layers=1, mels=21), seed=0).p.front_end
     features, valid = rng.standard_normal((2, 30, 21), np.float32), np.arange(30) < [[30], [17]]
-    leaf = rng.random((4, 30, 21), np.float32)
+    params, gradients = ({"a": rng.random((30, 21), np.float32), "b": rng.random(5, np.float32)} for _ in range(2))
 
     def moved() -> Sequence[np.ndarray]:
-        arrays = leaf.copy()
-        adamw_update(*arrays, np.array(3.0), np.array(1e-3))
-        return arrays
+        its, optimiser = map_leaves(np.array, params), AdamW(decay=0.1)
+        for _ in range(3):
+            optimiser.update(its, gradients, 1e-3)
+        return [*its.values()]
 
     return {
-        "adamw_update": moved,
+        "adamw_update_leaves": moved,
+        "clip_leaves": lambda: [*clip_by_global_norm(gradients, 0.5)[0].values()],
         "subsample": lambda: subsample(features, valid, front_end)[:1],
     }
 

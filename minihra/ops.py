@@ -85,6 +85,7 @@ TWINS = {
     "batch_norm": "norms",
     "running_norm": "norms",
     "residual": "residual",
+    "dropout": "residual",
     "attention": "attention",
     "relative_attention": "attention",
     "depthwise_conv": "conv",
@@ -129,7 +130,7 @@ CUDA_TWINS = {
 }
 """The pairs with a twin for the GPU, and the file in minihra/kernels/cuda where it stands."""
 
-UNPAIRED = {"adamw_update": "adamw", "subsample": "subsampling"}
+UNPAIRED = {"adamw_update_leaves": "adamw", "clip_leaves": "adamw", "subsample": "subsampling"}
 """The same of functions that are no pair: of the optimiser, and of blocks, several layers of a frozen model in one.
 
 Such a twin returns NotImplemented where it is none: for other variants of a block, or when its one thread would be
@@ -145,6 +146,9 @@ CUDA_UNPAIRED = {
     "add_leaves": "adamw",
 }
 """The same for the GPU."""
+
+
+FLOAT32 = np.dtype(np.float32)
 
 
 class Switch:
@@ -179,11 +183,11 @@ def twins_in(file: str, folder: str = "cpu") -> ModuleType | None:
 
 def twins_for(x: Array, pair: str) -> ModuleType | None:
     """Return the module with the twins of a pair (or of a function that is none) where `x` lives, or None."""
-    if is_cupys(x):
+    if type(x) is not np.ndarray and is_cupys(x):
         file = CUDA_TWINS.get(pair) or CUDA_UNPAIRED.get(pair)
         return file and twins_in(file, "cuda")
     file = TWINS.get(pair) or UNPAIRED.get(pair)
-    return twins_in(file) if file and x.dtype == np.float32 and is_numpys(x) else None
+    return twins_in(file) if file and x.dtype == FLOAT32 and is_numpys(x) else None
 
 
 def hot(reference: Callable) -> Callable:
@@ -195,8 +199,8 @@ def hot(reference: Callable) -> Callable:
     def switch(*arguments: Any, **named: Any) -> Any:
         x = arguments[0] if arguments else named[first]
         x = x[0] if isinstance(x, list) else x
-        if not Switch.off and (twins := twins_for(x, pair)) is not None and hasattr(twins, name):
-            result = getattr(twins, name)(*arguments, **named)
+        if not Switch.off and (twin := getattr(twins_for(x, pair), name, None)) is not None:
+            result = twin(*arguments, **named)
             if result is not NotImplemented:
                 return result
         return reference(*arguments, **named)
@@ -239,7 +243,6 @@ no_recurrence_forward, no_recurrence_backward = hot_pair(no_recurrence_forward, 
 grouped_heads_forward, grouped_heads_backward = hot_pair(grouped_heads_forward, grouped_heads_backward)
 ctc_forward, ctc_backward = hot_pair(ctc_forward, ctc_backward)
 log_mel_forward = hot(log_mel_forward)
-adamw_update = hot(adamw_update)
 
 PAIRS = {
     "linear": Pair(linear_forward, linear_backward),

@@ -26,7 +26,8 @@ from minihra.layers.linear import LinearParams
 from minihra.layers.norms import BatchNormParams, BatchStatistics
 from minihra.layers.relative_attention import RelativePositionParams, relative_positions
 from minihra.masks import valid_from_lengths
-from minihra.ops import PAIRS, TWINS, UNPAIRED, Pair, adamw_update, references, twins_in
+from minihra.ops import PAIRS, TWINS, UNPAIRED, Pair, references, twins_in
+from minihra.optim import adamw_update_leaves, clip_leaves
 from minihra.threads import together
 from minihra.tree import Total, Tree, add, leaves, map_leaves
 from tests.imports_of import ROOT
@@ -44,6 +45,9 @@ def twin_of(function: Callable) -> Callable:
     """The twin of a function of the switchboard; where only its partner has one, the reference."""
     name = function.__name__
     return getattr(twins_in(TWINS[name.rpartition("_")[0]]), name, reference_of(function))
+
+
+CONV2D_SIZES = ((8, 12, 1, 5), (8, 12, 4, 5), (9, 7, 17, 18), (1, 1, 2, 3), (2, 15, 1, 33), (11, 2, 33, 7))
 
 
 def larger_cases() -> list[Case]:
@@ -81,12 +85,28 @@ def larger_cases() -> list[Case]:
         ),
         *(
             Case(
-                f"conv2d, {channels} to 5 channels",
+                f"conv2d, {T} x {F}, {I} to {O} channels",
                 PAIRS["conv2d"],
-                {"x": numbers(3, 8, 12, channels), "p": Conv2dParams(numbers(3, 3, channels, 5, k=1), numbers(5, k=2))},
-                {"valid": valid_from_lengths([8, 5, 0], 8)},
+                {"x": numbers(3, T, F, I), "p": Conv2dParams(numbers(3, 3, I, O, k=1), numbers(O, k=2))},
+                {"valid": valid_from_lengths([T, T // 2, 0], T)},
             )
-            for channels in (1, 4)
+            for T, F, I, O in (
+                (8, 12, 1, 5),
+                (8, 12, 4, 5),
+                (9, 7, 17, 18),
+                (1, 1, 2, 3),
+                (2, 15, 1, 33),
+                (11, 2, 33, 7),
+            )
+        ),
+        Case(
+            "batch_norm, far from 0",
+            PAIRS["batch_norm"],
+            {"x": 30 + numbers(3, 5, 6), "p": BatchNormParams(1 + numbers(6, k=1) / 2, numbers(6, k=2))},
+            {
+                "valid": valid_from_lengths([5, 3, 0], 5),
+                "statistics": BatchStatistics(30 + numbers(6, k=3) / 2, 1 + numbers(6, k=4) / 2),
+            },
         ),
         Case(
             "running_norm, far from 0",
@@ -243,15 +263,20 @@ def test_signature_is_that_of_the_reference(name: str) -> None:
         ]
 
 
-@pytest.mark.parametrize("function", [adamw_update, subsample], ids=lambda function: function.__name__)
+@pytest.mark.parametrize(
+    "function", [adamw_update_leaves, clip_leaves, subsample], ids=lambda function: function.__name__
+)
 def test_unpaired_twins_have_the_signature_of_the_reference(function: Callable) -> None:
     twin = getattr(twins_in(UNPAIRED[function.__name__]), function.__name__)
-    assert signature(twin) == signature(reference_of(function))
+    wanted, found = signature(reference_of(function)), signature(twin)
+    assert [(p.name, p.kind, p.default) for p in found.parameters.values()] == [
+        (p.name, p.kind, p.default) for p in wanted.parameters.values()
+    ]
 
 
 def test_every_twin_has_a_case() -> None:
     assert {name.partition(",")[0] for name in CASES} == TWINS.keys() <= PAIRS.keys()
-    assert UNPAIRED.keys() == {"adamw_update", "subsample"}
+    assert UNPAIRED.keys() == {"adamw_update_leaves", "clip_leaves", "subsample"}
 
 
 def front_end(frequencies: int, I: int, O: int, bias: bool = True) -> SubsamplingParams:
@@ -265,23 +290,91 @@ def front_end(frequencies: int, I: int, O: int, bias: bool = True) -> Subsamplin
     )
 
 
+SHAPES = ((7, 33), (5,), (), (0, 3), (2, 3, 4))
+DECAYS = [0.1, 0.0, 0.0, 0.1, 0.2]
+
+
+def leaves_of(dtype: type, k: int) -> list[Array]:
+    return [np.array(numbers(*shape, k=k + 10 * n), dtype) for n, shape in enumerate(SHAPES)]
+
+
+def optimised(update: Callable, dtype: type, gs: list[Array]) -> list[Array]:
+    """All that two steps of AdamW move."""
+    ps, ms, vs = leaves_of(dtype, 0), leaves_of(dtype, 2), [np.square(g, out=g) for g in leaves_of(dtype, 3)]
+    moments = [(m, v, np.array(2.0 + n)) for n, (m, v) in enumerate(zip(ms, vs, strict=True))]
+    for _ in range(2):
+        how = {"beta1": 0.8, "beta2": 0.99, "eps": 1e-4, "decays": DECAYS}
+        assert update(ps, gs, moments, np.array(0.01), **how) is None
+    return [*ps, *chain(*moments)]
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_optimiser(order: str, dtype: type) -> None:
-    """Also by a gradient that lies as PyTorch stores it; a parameter that does is left to the reference."""
-    p, g, m, v = (numbers(7, 33, k=k).astype(dtype) for k in range(4))
-    arrays, settings = (p, np.asarray(g, order=order), m, v * v), {"beta1": 0.8, "eps": 1e-4, "decay": 0.1}
-    step, lr = np.array(3.0), np.array(0.01)
-    twin, reference = twins_in(UNPAIRED["adamw_update"]).adamw_update, reference_of(adamw_update)
-    results = [tuple(array.copy(order="K") for array in arrays) for _ in range(2)]
-    for function, moved in zip((twin, reference), results, strict=True):
-        assert function(*moved, step, lr, **settings) is None
-    assert_same(*results, dtype)
-    assert all((moved != array).all() for moved, array in zip(results[0][::2], arrays[::2], strict=True))
-    with pytest.raises(ValueError, match="shape"):
-        twin(p, g[:6], m, v * v, step, lr)
-    if order == "F":
-        assert twin(np.asarray(p, order="F"), g, m, v, step, lr) is NotImplemented
+    """Also by a gradient that lies as PyTorch stores it."""
+    gs = [np.asarray(g, order=order) for g in leaves_of(dtype, 1)]
+    twin, reference = twins_in("adamw").adamw_update_leaves, reference_of(adamw_update_leaves)
+    found, wanted = optimised(twin, dtype, gs), optimised(reference, dtype, gs)
+    assert_same(tuple(found), tuple(wanted), dtype)
+    assert [float(step) for *_, step in zip(*[iter(found[len(SHAPES) :])] * 3, strict=True)] == [4, 5, 6, 7, 8]
+    assert all((p != before).all() for p, before in zip(found, leaves_of(dtype, 0), strict=False) if p.size)
+
+
+def test_an_optimiser_that_a_loop_would_misread_is_the_references() -> None:
+    def with_leaf(p: Array, g: Array, m: Array, v: Array, step: Array) -> Any:
+        how = {"beta1": 0.8, "beta2": 0.99, "eps": 1e-4, "decays": [0.1]}
+        return twins_in("adamw").adamw_update_leaves([p], [g], [(m, v, step)], np.array(0.01), **how)
+
+    p, g, m, v, step = *(numbers(3, 4, k=k) for k in range(3)), np.ones((3, 4)), np.array(1.0)
+    frozen = p.copy()
+    frozen.flags.writeable = False
+    for leaf in (
+        (p.T, g.T, m.T, v.T, step),
+        (p, g[:2], m, v, step),
+        (p, g, m, v.astype(np.float32), step),
+        (p, g, m, v, np.array(1)),
+        (frozen, g, m, v, step),
+    ):
+        assert with_leaf(*leaf) is NotImplemented
+    assert step == 1
+    assert with_leaf(p, g, m, v, step) is None
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("limit", [0.5, 1000])
+def test_clipping(limit: float, order: str, dtype: type) -> None:
+    gs = [np.asarray(g, order=order) for g in leaves_of(dtype, 1)]
+    before = [g.copy() for g in gs]
+    found, norm = twins_in("adamw").clip_leaves(gs, limit)
+    wanted, wanted_norm = reference_of(clip_leaves)(gs, limit)
+    assert_same((*found, norm), (*wanted, wanted_norm), dtype)
+    assert norm.dtype == dtype
+    assert norm > 0.5
+    assert all(map(np.array_equal, gs, before))
+
+
+def test_clipping_of_what_is_not_finite() -> None:
+    """Infinity leaves nothing of the finite ones, NaN nothing of anything."""
+    clip = twins_in("adamw").clip_leaves
+    (infinite, others), norm = clip([np.array([np.inf], np.float32), np.ones(3, np.float32)], 1.0)
+    assert np.isinf(norm)
+    assert np.isnan(infinite).all()
+    assert (others == 0).all()
+    (broken, others), norm = clip([np.array([np.nan], np.float32), np.ones(3, np.float32)], 1.0)
+    assert np.isnan([norm, *broken, *others]).all()
+    assert clip([np.ones(3, np.float32), np.ones(3)], 1.0) is NotImplemented
+
+
+def test_patches_of_a_few_frames_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also such as reach from one utterance into the next."""
+    case = CASES["conv2d, 9 x 7, 17 to 18 channels"]
+    forward, backward = (twin_of(function) for function in case.pair)
+    y, cache = forward(**arguments_of(case, np.float64))
+    wanted = backward(y, cache)
+    for frames in (1, 4, 6):
+        monkeypatch.setattr(twins_in("conv2d"), "PATCHES", frames * 9 * 17 * 4)
+        assert_same(backward(y, cache), wanted, np.float64)
 
 
 @pytest.fixture
@@ -473,7 +566,7 @@ BROKEN = [  # what of the arguments of a case is wrong: compiled loops would rea
     ("depthwise_conv", shorter("b")),
     ("conv2d", lambda a: {"valid": a["valid"][:-1]}),
     ("conv2d", shorter("b")),
-    ("conv2d, 1 to 5 channels", shorter("b")),
+    ("conv2d, 8 x 12, 1 to 5 channels", shorter("b")),
     ("depthwise_conv2d", lambda a: {"valid": a["valid"][:-1]}),
     ("depthwise_conv2d", lambda a: {"p": a["p"]._replace(b=np.zeros(3, np.float32))}),
     ("residual", lambda a: {"u": a["u"][:, :-2]}),

@@ -1,7 +1,7 @@
 """Twins of `minihra.layers.activations`: each a single pass."""
 
 from minihra.arrays import Array, array_module
-from minihra.kernels.cpu.compiled import ONE, ZERO, compiled, launch, sigmoid
+from minihra.kernels.cpu.compiled import ONE, ZERO, compiled, launch, must_have, sigmoid
 from minihra.layers.activations import GLUCache, ReluCache, SwishCache
 
 
@@ -18,6 +18,20 @@ def relu_forward(x: Array) -> tuple[Array, ReluCache]:
     y, positive = xp.empty(x.shape, x.dtype), xp.empty(x.shape, bool)
     launch(_relu, x.reshape(-1), y.reshape(-1), positive.reshape(-1))
     return y, ReluCache(positive)
+
+
+@compiled
+def _relu_backward(dy: Array, positive: Array, dx: Array) -> None:
+    for i in range(dy.size):
+        dx[i] = dy[i] * positive[i]
+
+
+def relu_backward(dy: Array, cache: ReluCache) -> Array:
+    """Return dx (...) for dy (...)."""
+    must_have(dy.shape, cache.positive)
+    dx = array_module(dy).empty(dy.shape, dy.dtype)
+    launch(_relu_backward, dy.reshape(-1), cache.positive.reshape(-1), dx.reshape(-1))
+    return dx
 
 
 @compiled

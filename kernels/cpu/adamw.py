@@ -1,23 +1,18 @@
-"""Twin of the optimiser's step: one pass."""
+"""Twins of what goes over all leaves of a tree, AdamW and clipping: a call for all of them."""
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
 
 from minihra.arrays import Array
-from minihra.kernels.cpu.compiled import compiled, must_have
+from minihra.kernels.cpu.addresses import array_at, table_of
+from minihra.kernels.cpu.compiled import compiled
 
 
 @compiled
 def _adamw(
-    p: Array,
-    g: Array,
-    m: Array,
-    v: Array,
-    step: float,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    decay: float,
+    p: Array, g: Array, m: Array, v: Array, step: float, lr: float, beta1: float, beta2: float, eps: float, decay: float
 ) -> None:
     number = p.dtype.type
     old1, new1, old2, new2, least = number(beta1), number(1 - beta1), number(beta2), number(1 - beta2), number(eps)
@@ -28,23 +23,83 @@ def _adamw(
         p[i] = shrink * p[i] - first * m[i] / (math.sqrt(v[i] * second) + least)
 
 
-def adamw_update(
-    p: Array,
-    g: Array,
-    m: Array,
-    v: Array,
-    step: Array,
+@compiled
+def _adamw_leaves(
+    number: float,
+    sizes: Array,
+    decays: Array,
+    ps: Array,
+    gs: Array,
+    ms: Array,
+    vs: Array,
+    steps: Array,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    for n in range(len(sizes)):
+        p, g = array_at(number, ps[n], sizes[n]), array_at(number, gs[n], sizes[n])
+        m, v = array_at(number, ms[n], sizes[n]), array_at(number, vs[n], sizes[n])
+        step = array_at(1.0, steps[n], 1)
+        step[0] += 1
+        _adamw(p, g, m, v, step[0], lr, beta1, beta2, eps, decays[n])
+
+
+def adamw_update_leaves(
+    ps: Sequence[Array],
+    gs: Sequence[Array],
+    moments: Sequence[tuple[Array, Array, Array]],
     lr: Array,
     *,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
-    decay: float = 0.0,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decays: Sequence[float],
 ) -> None:
-    """Move p, m and v (...) in place, by the gradient g (...)."""
-    must_have(p.shape, g, m, v)
-    if not (p.flags.c_contiguous and m.flags.c_contiguous and v.flags.c_contiguous):
-        return NotImplemented  # their rows would be copies
-    flat = (array.reshape(-1) for array in (p, g, m, v))
-    _adamw(*flat, float(step), float(lr), beta1, beta2, eps, decay)
+    """Count a step of each leaf p (...), and move it, by its gradient g (...), and its moments m, v (...) in place."""
+    dtype, shapes, (ms, vs, steps) = ps[0].dtype, [p.shape for p in ps], zip(*moments, strict=True)
+    gs = [np.asarray(g, order="C") for g in gs]
+    tables = [table_of(leaves, shapes, dtype) for leaves in (ps, gs, ms, vs)]
+    tables.append(table_of(steps, [()] * len(ps), np.dtype(np.float64)))
+    if any(table is None for table in tables) or not all(a.flags.writeable for a in (*ps, *ms, *vs, *steps)):
+        return NotImplemented
+    sizes = np.array([p.size for p in ps])
+    _adamw_leaves(dtype.type(0), sizes, np.array(decays), *tables, float(lr), beta1, beta2, eps)
     return None
+
+
+@compiled
+def _squares(number: float, sizes: Array, gs: Array) -> float:
+    """Return the sum of the squares of all elements, in float64 from leaf to leaf."""
+    total = 0.0
+    for n in range(len(sizes)):
+        g, its = array_at(number, gs[n], sizes[n]), number
+        for i in range(g.size):
+            its += g[i] * g[i]
+        total += its
+    return total
+
+
+@compiled
+def _scale_leaves(scale: float, sizes: Array, gs: Array, scaled: Array) -> None:
+    for n in range(len(sizes)):
+        g, y = array_at(scale, gs[n], sizes[n]), array_at(scale, scaled[n], sizes[n])
+        for i in range(g.size):
+            y[i] = g[i] * scale
+
+
+def clip_leaves(gs: Sequence[Array], limit: float) -> tuple[Sequence[Array], Array]:
+    """Return gs scaled so that their norm over all is at most `limit`, or themselves if it is, and the norm before."""
+    dtype, shapes = gs[0].dtype, [g.shape for g in gs]
+    its = [np.asarray(g, order="C") for g in gs]
+    table = table_of(its, shapes, dtype)
+    if table is None:
+        return NotImplemented
+    sizes, number = np.array([g.size for g in gs]), dtype.type
+    norm = number(math.sqrt(_squares(number(0), sizes, table)))
+    if norm <= limit:
+        return gs, norm
+    scaled = [np.empty(shape, dtype) for shape in shapes]
+    _scale_leaves(number(limit / norm), sizes, table, table_of(scaled, shapes, dtype))
+    return scaled, norm

@@ -7,7 +7,7 @@ that a function changed which another file calls. Where no folder can be written
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -93,10 +93,15 @@ def must_have(shape: tuple[int, ...], *arrays: Array) -> None:
             raise ValueError(f"an array of shape {shape} is needed, got {array.shape}")
 
 
-def launch(loop: Callable, *arguments: Any) -> None:
-    """Run what reads or writes arrays; without content (minihra/weightless.py) they have nothing to be read."""
+def launch(loop: Callable, *arguments: Any, products: Mapping[tuple[int, int, int, int], int] | None = None) -> None:
+    """Run what reads or writes arrays; without content (minihra/weightless.py) they have nothing to be read.
+
+    There, `products` are counted: how many of which shape the loop makes.
+    """
     if isinstance(arguments[0], np.ndarray):
         loop(*arguments)
+    elif products is not None:
+        arguments[0].array_module.products.update(products)
 
 
 def exp(x: float) -> float:

@@ -137,14 +137,17 @@ def batch_norm_forward(
     rows, real = xp.ascontiguousarray(x).reshape(-1, C), xp.ascontiguousarray(valid).reshape(-1)
     sums, squares = xp.zeros((C,), x.dtype), xp.zeros((C,), x.dtype)
     launch(_sums, rows, real, sums)
-    n, sums = total((valid.sum().astype(x.dtype), sums))
-    frames = xp.maximum(n, 1)
-    mean = sums / frames
-    launch(_squares, rows, real, mean, squares)
-    var = total(squares) / frames
+    n = int(valid.sum())
+    its_mean = sums / dtype(max(n, 1))
+    launch(_squares, rows, real, its_mean, squares)
+    # What all parts add up is in float64, where the square of a mean loses nothing, so that they meet but once.
+    sums = n * its_mean.astype(np.float64)
+    n, sums, squares = total((n, sums, squares + its_mean * sums))
+    mean = sums / max(n, 1)
+    mean, var = mean.astype(x.dtype), xp.maximum(squares / max(n, 1) - mean * mean, 0).astype(x.dtype)
     scale, normal, y = 1 / xp.sqrt(var + dtype(eps)), xp.empty(x.shape, x.dtype), xp.empty(x.shape, x.dtype)
     launch(_batch_norm, rows, real, mean, scale, p.g, p.b, normal.reshape(-1, C), y.reshape(-1, C))
-    weight, unbiased = xp.where(n > 0, momentum, 0.0).astype(x.dtype), var * frames / xp.maximum(n - 1, 1)
+    frames, weight, unbiased = dtype(max(n, 1)), dtype(momentum if n else 0), var * dtype(max(n, 1) / max(n - 1, 1))
     running = BatchStatistics(
         statistics.mean + weight * (mean - statistics.mean), statistics.var + weight * (unbiased - statistics.var)
     )

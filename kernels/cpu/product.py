@@ -12,8 +12,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from minihra.arrays import Array
-from minihra.kernels.cpu.compiled import compiled
+from minihra.arrays import Array, array_module
+from minihra.kernels.cpu.compiled import compiled, launch
 
 ROWS, COLUMNS = 6, 16
 """Of a tile: with two registers of eight numbers for a row it takes 12 of the 16 that AVX2 has."""
@@ -143,8 +143,8 @@ def _fill(W: Array, panels: Array) -> None:
 def panels_of(W: Array) -> Array:
     """Return W (K, O) in panels (ceil(O / COLUMNS), K, COLUMNS), the last of which is filled up with zeros."""
     K, O = W.shape
-    panels = np.empty((-(-O // COLUMNS), K, COLUMNS), W.dtype)
-    _fill(W, panels)
+    panels = array_module(W).empty((-(-O // COLUMNS), K, COLUMNS), W.dtype)
+    launch(_fill, W, panels)
     return panels
 
 
