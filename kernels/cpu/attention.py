@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from minihra.arrays import Array, array_module
-from minihra.kernels.cpu.compiled import LOWEST, ONE, ZERO, compiled, exp, largest, launch, must_have
+from minihra.kernels.cpu.compiled import LOWEST, ONE, ZERO, compiled, copy_row, exp, largest, launch, must_have
 from minihra.layers.attention import AttentionCache, Reach
 from minihra.layers.relative_attention import RelativeAttentionCache, RelativePositionParams
 from minihra.layers.softmax import MaskedSoftmaxCache
@@ -104,7 +104,7 @@ def _shift_back(ds: Array, first: int, nearest: int, dw: Array) -> None:
             for i in range(dw.shape[2]):
                 e = T - 1 - first - i - nearest
                 dw[b, a, i, :e] = 0
-                dw[b, a, i, e : e + T] = ds[b, a, first + i]
+                copy_row(ds[b, a, first + i], dw[b, a, i, e : e + T])
                 dw[b, a, i, e + T :] = 0
 
 

@@ -86,6 +86,13 @@ def largest_of(row: Array) -> float:
 largest = _compiled(largest_of, {*SUMS, "nnan"})
 
 
+@compiled
+def copy_row(x: Array, y: Array) -> None:
+    """Let y (N,) be x (N,). For y[:] = x Numba compiles half a second of text, of an error that never comes."""
+    for i in range(len(y)):
+        y[i] = x[i]
+
+
 def must_have(shape: tuple[int, ...], *arrays: Array) -> None:
     """Raise ValueError if an array has another shape: compiled loops do not look where they read."""
     for array in arrays:

@@ -1,7 +1,7 @@
 """Twin of the depthwise convolution: no padded copy is made where no kernel trains."""
 
 from minihra.arrays import Array, array_module
-from minihra.kernels.cpu.compiled import compiled, launch, must_have
+from minihra.kernels.cpu.compiled import compiled, copy_row, launch, must_have
 from minihra.layers.conv import DepthwiseConvCache, DepthwiseConvParams
 
 
@@ -14,7 +14,7 @@ def _convolve(x: Array, valid: Array, W: Array, b: Array, left: int, y: Array) -
             if not valid[row, t]:
                 y[row, t] = 0
                 continue
-            y[row, t] = b
+            copy_row(b, y[row, t])
             for k in range(len(W)):
                 s = t + k - left
                 if 0 <= s < T and valid[row, s]:

@@ -8,7 +8,7 @@ Some frames are computed at a time, so that the columns of W which a tile needs 
 import numpy as np
 
 from minihra.arrays import Array, array_module
-from minihra.kernels.cpu.compiled import compiled, launch, must_have
+from minihra.kernels.cpu.compiled import compiled, copy_row, launch, must_have
 from minihra.kernels.cpu.product import COLUMNS, after, matrix, multiply, panels_of
 from minihra.layers.conv2d import Conv2dCache, Conv2dParams, DepthwiseConv2dCache, DepthwiseConv2dParams
 
@@ -90,7 +90,8 @@ def _convolve(x: Array, valid: Array, panels: Array, b: Array, y: Array) -> None
                 s = 2 * first - 1 + n
                 real[n] = 0 <= s < T and valid[row, s]
                 if real[n]:
-                    frames[n, 1 : F + 1] = x[row, s]
+                    for f in range(F):
+                        copy_row(x[row, s, f], frames[n, f + 1])
             convolve_frames(frames, real, panels, b, ALL, y[row, first:stop])
             for t in range(first, stop):
                 if not valid[row, 2 * t]:
@@ -114,7 +115,8 @@ def _convolve_back(dy: Array, valid: Array, panels: Array, dx: Array) -> None:
                 t = first + n
                 real[n] = t < T2 and valid[b, 2 * t]
                 if real[n]:
-                    frames[n, :F2] = dy[b, t]
+                    for f in range(F2):
+                        copy_row(dy[b, t, f], frames[n, f])
             for p in range(len(panels)):
                 left, panel, width = p * COLUMNS, matrix(panels[p], COLUMNS), min(COLUMNS, I - p * COLUMNS)
                 for s in range(2 * first, min(2 * (first + AT_ONCE), T)):
@@ -227,7 +229,7 @@ def _convolve_each(x: Array, valid: Array, W: Array, b: Array, y: Array) -> None
                 y[row, t, f] = 0
                 if not valid[row, 2 * t]:
                     continue
-                y[row, t, f] = b
+                copy_row(b, y[row, t, f])
                 for i in range(max(0, 1 - 2 * t), min(3, T + 1 - 2 * t)):
                     for j in range(max(0, 1 - 2 * f), min(3, F + 1 - 2 * f)):
                         if valid[row, 2 * t + i - 1]:

@@ -8,7 +8,18 @@ import numpy as np
 from numba import njit
 
 from minihra.arrays import Array, array_module
-from minihra.kernels.cpu.compiled import LOWEST, ZERO, compiled, compiled_strictly, exp, largest, launch, log, must_have
+from minihra.kernels.cpu.compiled import (
+    LOWEST,
+    ZERO,
+    compiled,
+    compiled_strictly,
+    copy_row,
+    exp,
+    largest,
+    launch,
+    log,
+    must_have,
+)
 from minihra.layers.ctc import CTCCache
 
 NEVER = np.float32(-np.inf)
@@ -57,9 +68,9 @@ def _forward(log_y: Array, valid: Array, states: Array, skip: Array, log_alpha: 
                     alpha[s] = _log_add(before[s + 2], before[s + 1], alpha[s])
                 for s in range(Z):
                     alpha[s] += log_y[b, t, states[b, s]]
-                before[2:] = alpha
+                copy_row(alpha, before[2:])
             else:
-                alpha[:] = before[2:]
+                copy_row(before[2:], alpha)
 
 
 def must_be_labels(states: Array, V: int) -> None:
@@ -112,7 +123,7 @@ def _backward(
     beta = np.empty(Z, log_y.dtype)
     go, skipped = np.full(Z + 2, NEVER, log_y.dtype), np.empty(Z, log_y.dtype)  # two states above the last one
     for b in range(B):
-        beta[:] = log_end[b]
+        copy_row(log_end[b], beta)
         for t in range(T - 1, -1, -1):
             dlogits[b, t] = 0
             if not (valid[b, t] and feasible[b]):

@@ -14,7 +14,7 @@ from numba import prange
 
 from minihra.arrays import Array
 from minihra.kernels.cpu.addresses import table_of
-from minihra.kernels.cpu.compiled import compiled, compiled_for_threads, must_have
+from minihra.kernels.cpu.compiled import compiled, compiled_for_threads, copy_row, must_have
 from minihra.kernels.cpu.product import COLUMNS, Matrix, after, matrix, multiply, number_at
 from minihra.layers.activations import ReluCache
 from minihra.layers.heads import FFNHeadCache, FFNHeadParams, GroupedHeadsCache, HeadParams, Segments
@@ -109,7 +109,8 @@ def _maps_back(
                     multiply(number, I, end - begin, O, x, its_dy, before, sums)
                 else:  # some columns are made twice, the second time from what they were before
                     multiply(number, I, end - begin, O, x, its_dy, before, matrix(made, O))
-                    its_dW[:] = made
+                    for i in range(I):
+                        copy_row(made[i], its_dW[i])
                 for row in range(begin, end):
                     for o in range(O):
                         its_db[o] += dy[row, o]
@@ -127,8 +128,10 @@ def _join(starts: Array, bounds: Array, dW: Array, db: Array, dW_cut: Array, db_
     for i in range(1, len(bounds) - 1):
         n = np.searchsorted(starts, bounds[i], side="right") - 1
         if starts[n] < bounds[i] < bounds[i + 1]:
-            dW[n] += dW_cut[i]
-            db[n] += db_cut[i]
+            for o in range(db.shape[1]):
+                db[n, o] += db_cut[i, o]
+                for k in range(dW.shape[1]):
+                    dW[n, k, o] += dW_cut[i, k, o]
 
 
 def bounds_for(rows: int, size: int) -> Array:

@@ -6,7 +6,7 @@ import numpy as np
 
 from minihra.arrays import Array
 from minihra.blocks.subsampling import SubsamplingParams
-from minihra.kernels.cpu.compiled import ZERO, compiled, must_have
+from minihra.kernels.cpu.compiled import ZERO, compiled, copy_row, must_have
 from minihra.kernels.cpu.conv2d import AT_ONCE, convolve_frames, one_channel
 from minihra.kernels.cpu.product import COLUMNS, ROWS, multiply_panels, panels_of
 from minihra.layers.conv2d import Conv2dParams
@@ -27,13 +27,16 @@ def _front_end(
     out_panels: Array,
     b_out: Array,
     scale: float,
+    frames: Array,
+    flat: Array,
     y: Array,
 ) -> None:
-    """Let y (B, T4, C) be the frames of x (B, T, F)."""
-    (B, T, F), (I, O), (_, T4, C) = x.shape, (len(b), len(b2)), y.shape
+    """Let y (B, T4, C) be the frames of x (B, T, F); `frames` (TOGETHER, F4, O) have room for those in between, and
+    `flat` (TOGETHER, F4 O) are the same.
+    """
+    (B, T, F), I, (_, T4, C) = x.shape, len(b), y.shape
     F2, F4 = (F + 1) // 2, (F + 3) // 4
     between, real = np.zeros((2 * AT_ONCE + 1, 2 * F4 + 1, I), x.dtype), np.zeros(2 * AT_ONCE + 1, np.bool_)
-    frames = np.empty((TOGETHER, F4, O), x.dtype)
     for row in range(B):
         for start in range(0, T4, TOGETHER):
             stop = min(start + TOGETHER, T4)
@@ -43,7 +46,8 @@ def _front_end(
                     s = 2 * first - 1 + n
                     real[n] = 0 <= 2 * s < T and valid[row, 2 * s]
                     if n == 0 and first > start:
-                        between[0] = between[2 * AT_ONCE]  # the last one of those before
+                        for f in range(F2):  # the last one of those before
+                            copy_row(between[2 * AT_ONCE, f + 1], between[0, f + 1])
                     elif real[n]:
                         one_channel(x[row], valid[row], W, b, s, ZERO, between[n, 1 : F2 + 1])
                 some = frames[first - start : last - start]
@@ -51,8 +55,7 @@ def _front_end(
                 for t in range(first, last):
                     if not valid[row, 4 * t]:
                         some[t - first] = 0
-            rows = frames.reshape(TOGETHER, F4 * O)[: stop - start]
-            multiply_panels(rows, out_panels, b_out, y[row, start:stop])
+            multiply_panels(flat[: stop - start], out_panels, b_out, y[row, start:stop])
             for t in range(start, stop):
                 for c in range(C):
                     y[row, t, c] *= scale
@@ -75,5 +78,7 @@ def subsample(features: Array, valid: Array, p: SubsamplingParams, *, scale: flo
     b_out = np.zeros(len(panels) * COLUMNS, features.dtype)  # filled up, as the last panel is
     b_out[:C] = 0 if p.out.b is None else p.out.b
     maps = first.W.reshape(9, I), first.b, panels_of(second.W.reshape(9 * I, O)), second.b, panels, b_out
-    _front_end(np.ascontiguousarray(features), valid, *maps, features.dtype.type(scale), y)
+    frames = np.empty((TOGETHER, (F + 3) // 4, O), features.dtype)
+    room = frames, frames.reshape(TOGETHER, -1)
+    _front_end(np.ascontiguousarray(features), valid, *maps, features.dtype.type(scale), *room, y)
     return y, valid[:, ::4]
