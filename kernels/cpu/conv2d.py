@@ -15,7 +15,7 @@ from minihra.layers.conv2d import Conv2dCache, Conv2dParams, DepthwiseConv2dCach
 AT_ONCE = 2
 """How many frames of y are computed together."""
 
-ALL = np.float32(-np.inf)
+BOTTOMLESS = np.float32(-np.inf)
 """No element is below it."""
 
 PATCHES = 2**18
@@ -49,7 +49,7 @@ def _convolve_one(x: Array, valid: Array, W: Array, b: Array, y: Array) -> None:
     for row in range(len(y)):
         for t in range(y.shape[1]):
             if valid[row, 2 * t]:
-                one_channel(x[row], valid[row], W, b, t, ALL, y[row, t])
+                one_channel(x[row], valid[row], W, b, t, BOTTOMLESS, y[row, t])
             else:
                 y[row, t] = 0
 
@@ -92,7 +92,7 @@ def _convolve(x: Array, valid: Array, panels: Array, b: Array, y: Array) -> None
                 if real[n]:
                     for f in range(F):
                         copy_row(x[row, s, f], frames[n, f + 1])
-            convolve_frames(frames, real, panels, b, ALL, y[row, first:stop])
+            convolve_frames(frames, real, panels, b, BOTTOMLESS, y[row, first:stop])
             for t in range(first, stop):
                 if not valid[row, 2 * t]:
                     y[row, t] = 0
