@@ -281,6 +281,7 @@ def test_products_are_those_of_the_model() -> None:
     products, N = rehearsed(row).products, 3 * 16  # frames behind the front end
     assert products[1, N, 12, 48] == 2 * 2 + 2  # up in two layers; down turned, in the one layer that has a backward
     assert products[1, N, 12, 3 * 64] == 2  # the GRU's gates
+    assert sum(n * rows for (_, rows, I, _), n in products.items() if I == 9 * 12) == N * 20  # 80 mels halved twice
     floor = floor_of(row)
     assert floor.operations == sum(2 * n * int(np.prod(shape)) for shape, n in products.items())
     assert floor.seconds > 0

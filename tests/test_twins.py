@@ -570,6 +570,7 @@ BROKEN = [  # what of the arguments of a case is wrong: compiled loops would rea
     ("depthwise_conv2d", lambda a: {"valid": a["valid"][:-1]}),
     ("depthwise_conv2d", lambda a: {"p": a["p"]._replace(b=np.zeros(3, np.float32))}),
     ("residual", lambda a: {"u": a["u"][:, :-2]}),
+    ("dropout", lambda a: {"keep": a["keep"][:, :-2]}),
     ("gru", lambda a: {"h": a["h"][:-1]}),
     ("gru", shorter("W")),
     ("gru", shorter("b")),
@@ -590,13 +591,21 @@ def test_a_twin_refuses_what_the_reference_refuses(name: str, broken: Callable) 
             function(**arguments)
 
 
+@pytest.mark.parametrize("name", ["relu", "dropout", "batch_norm", "conv2d"])
+def test_a_twin_refuses_a_gradient_of_another_shape(name: str) -> None:
+    y, *_, cache = twin_of(CASES[name].pair.forward)(**arguments_of(CASES[name], np.float32))
+    for function in (reference_of(CASES[name].pair.backward), twin_of(CASES[name].pair.backward)):
+        with pytest.raises((ValueError, IndexError)):
+            function(np.concatenate([y, y]), cache)
+
+
 def test_nan_shows() -> None:
     """What diverged must not look well."""
-    for name in ("relu", "swish", "glu", "layer_norm"):
+    for name in ("relu", "swish", "glu", "layer_norm", "conv2d", "conv2d, 8 x 12, 1 to 5 channels"):
         arguments = arguments_of(CASES[name], np.float32)
         arguments["x"] = arguments["x"].copy()
         arguments["x"][0, 0, -1] = np.nan
-        assert np.isnan(twin_of(PAIRS[name].forward)(**arguments)[0][0, 0]).any(), name
+        assert np.isnan(twin_of(CASES[name].pair.forward)(**arguments)[0][0, 0]).any(), name
 
 
 def test_long_ctc_in_float32_is_as_near_to_float64_as_the_reference() -> None:
