@@ -117,6 +117,12 @@ def _maps_back(
 
 
 @compiled
+def _add_row(x: Array, y: Array) -> None:
+    for i in range(len(y)):
+        y[i] += x[i]
+
+
+@compiled
 def _join(starts: Array, bounds: Array, dW: Array, db: Array, dW_cut: Array, db_cut: Array) -> None:
     """Add to dW (S, I, O) and db (S, O) what a portion has of a segment that began in an earlier one. Segments without
     frames, which no portion has met, have zeros.
@@ -128,10 +134,9 @@ def _join(starts: Array, bounds: Array, dW: Array, db: Array, dW_cut: Array, db_
     for i in range(1, len(bounds) - 1):
         n = np.searchsorted(starts, bounds[i], side="right") - 1
         if starts[n] < bounds[i] < bounds[i + 1]:
-            for o in range(db.shape[1]):
-                db[n, o] += db_cut[i, o]
-                for k in range(dW.shape[1]):
-                    dW[n, k, o] += dW_cut[i, k, o]
+            _add_row(db_cut[i], db[n])
+            for k in range(dW.shape[1]):
+                _add_row(dW_cut[i, k], dW[n, k])
 
 
 def bounds_for(rows: int, size: int) -> Array:
