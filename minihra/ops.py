@@ -133,8 +133,8 @@ CUDA_TWINS = {
 UNPAIRED = {"adamw_update_leaves": "adamw", "clip_leaves": "adamw", "subsample": "subsampling"}
 """The same of functions that are no pair: of the optimiser, and of blocks, several layers of a frozen model in one.
 
-Such a twin returns NotImplemented where it is none: for other variants of a block, or when its one thread would be
-slower than BLAS with several.
+Such a twin returns NotImplemented where it is none: for other variants of a block, for arrays that its loop would
+misread, or when its one thread would be slower than BLAS with several.
 """
 
 CUDA_UNPAIRED = {
@@ -149,6 +149,7 @@ CUDA_UNPAIRED = {
 
 
 FLOAT32 = np.dtype(np.float32)
+"""What the twins for the CPU take; types are compared faster with it than with numpy.float32."""
 
 
 class Switch:

@@ -52,10 +52,11 @@ def test_all_numbers_have_the_type_of_the_arrays(started: list[tuple[Any, ...]])
     run(**arrays)
     assert started[0][0] == ("-DREAL=double",)
     both = {"x": arrays["dy"], "y": arrays["dx"], "normal": arrays["normal"], "scale": arrays["scale"]}
-    how = {**both, "g": arrays["g"], "b": None, "N": 3, "C": 5, "eps": 1e-5}
+    how = {**both, "u": None, "g": arrays["g"], "b": None, "N": 3, "C": 5, "a": 1.0, "w": 0.0, "eps": 1e-5}
     KERNELS.run("layer_norm_forward", per_warp(3), **how)
     given = started[1][4]
-    assert type(given[-1]) is np.float64 and given[2] == 0 and type(given[2]) is int  # no bias
+    assert type(given[-1]) is np.float64
+    assert [(type(given[i]), given[i]) for i in (1, 3)] == [(int, 0)] * 2  # neither u nor a bias
 
 
 @pytest.mark.parametrize(

@@ -47,9 +47,6 @@ def twin_of(function: Callable) -> Callable:
     return getattr(twins_in(TWINS[name.rpartition("_")[0]]), name, reference_of(function))
 
 
-CONV2D_SIZES = ((8, 12, 1, 5), (8, 12, 4, 5), (9, 7, 17, 18), (1, 1, 2, 3), (2, 15, 1, 33), (11, 2, 33, 7))
-
-
 def larger_cases() -> list[Case]:
     """Inputs that cross the borders of tiles and parts, which the tiny ones do not."""
     B, T, A, D, C = 3, 53, 2, 9, 18

@@ -23,7 +23,7 @@ def relu_forward(x: Array) -> tuple[Array, ReluCache]:
 @compiled
 def _relu_backward(dy: Array, positive: Array, dx: Array) -> None:
     for i in range(dy.size):
-        dx[i] = dy[i] * positive[i]
+        dx[i] = dy[i] * (ONE if positive[i] else ZERO)
 
 
 def relu_backward(dy: Array, cache: ReluCache) -> Array:

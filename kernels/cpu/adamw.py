@@ -63,7 +63,7 @@ def adamw_update_leaves(
     tables = [table_of(leaves, shapes, dtype) for leaves in (ps, gs, ms, vs)]
     tables.append(table_of(steps, [()] * len(ps), np.dtype(np.float64)))
     if any(table is None for table in tables) or not all(a.flags.writeable for a in (*ps, *ms, *vs, *steps)):
-        return NotImplemented
+        return NotImplemented  # a copy would move in the place of what is no array of rows
     sizes = np.array([p.size for p in ps])
     _adamw_leaves(dtype.type(0), sizes, np.array(decays), *tables, float(lr), beta1, beta2, eps)
     return None

@@ -2,7 +2,6 @@
 
 A row of the kernel at a frequency is one product of K = 3I, which starts anew two frequencies further on. Backward, the
 even frequencies of dx have a product of K = O with a frame of dy, and the odd ones, which two outputs read, of K = 2O.
-Some frames are computed at a time, so that the columns of W which a tile needs stay in the cache for all of them.
 """
 
 import numpy as np
@@ -13,7 +12,7 @@ from minihra.kernels.cpu.product import COLUMNS, after, matrix, multiply, panels
 from minihra.layers.conv2d import Conv2dCache, Conv2dParams, DepthwiseConv2dCache, DepthwiseConv2dParams
 
 AT_ONCE = 2
-"""How many frames of y are computed together."""
+"""How many frames of y are computed together; more are not faster."""
 
 BOTTOMLESS = np.float32(-np.inf)
 """No element is below it."""

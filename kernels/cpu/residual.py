@@ -1,7 +1,7 @@
 """Twins of the residual step's forward and of dropout: one pass each."""
 
 from minihra.arrays import Array, array_module
-from minihra.kernels.cpu.compiled import compiled, launch, must_have
+from minihra.kernels.cpu.compiled import ZERO, compiled, launch, must_have
 from minihra.layers.dropout import DropoutCache
 from minihra.layers.residual import ResidualCache
 
@@ -24,7 +24,7 @@ def residual_forward(x: Array, u: Array, *, weights: tuple[float, float]) -> tup
 @compiled
 def _keep(x: Array, keep: Array, scale: float, y: Array) -> None:
     for i in range(x.size):
-        y[i] = x[i] * (scale if keep[i] else 0)
+        y[i] = x[i] * (scale if keep[i] else ZERO)
 
 
 def kept(x: Array, keep: Array, rate: float) -> Array:

@@ -3,52 +3,26 @@
 
 #include "common.cuh"
 
+// Of x, or of a x + w u, which nobody else asks for: it is never written.
 extern "C" __global__ void layer_norm_forward(
     const REAL* x,   // (N, C)
+    const REAL* u,   // (N, C)  0 for x alone
     const REAL* g,   // (C)
     const REAL* b,   // (C)  0 for a norm without bias
     REAL* y,         // (N, C)
     REAL* normal,    // (N, C)
     REAL* scale,     // (N)
-    int N, int C, REAL eps) {
-    EACH_WARP(n, N) {
-        const Index row = n * C;
-        REAL sum = 0, squares = 0;
-        EACH_LANE(c, C) sum += x[row + c];
-        const REAL mean = warp_sum(sum) / C;
-        EACH_LANE(c, C) squares += (x[row + c] - mean) * (x[row + c] - mean);
-        const REAL s = 1 / sqrt(warp_sum(squares) / C + eps);
-        EACH_LANE(c, C) {
-            const REAL v = (x[row + c] - mean) * s;
-            normal[row + c] = v;
-            y[row + c] = v * g[c] + (b ? b[c] : 0);
-        }
-        if (threadIdx.x % LANES == 0) scale[n] = s;
-    }
-}
-
-// The same of a x + w u, which nobody else asks for: it is never written.
-extern "C" __global__ void add_and_norm(
-    const REAL* x,  // (N, C)
-    const REAL* u,  // (N, C)
-    const REAL* g,  // (C)
-    const REAL* b,  // (C)  0 for a norm without bias
-    REAL* y,        // (N, C)
-    REAL* normal,   // (N, C)
-    REAL* scale,    // (N)
     int N, int C, REAL a, REAL w, REAL eps) {
+    const auto value = [&](Index i) { return u ? a * x[i] + w * u[i] : x[i]; };
     EACH_WARP(n, N) {
         const Index row = n * C;
         REAL sum = 0, squares = 0;
-        EACH_LANE(c, C) sum += a * x[row + c] + w * u[row + c];
+        EACH_LANE(c, C) sum += value(row + c);
         const REAL mean = warp_sum(sum) / C;
-        EACH_LANE(c, C) {
-            const REAL centred = a * x[row + c] + w * u[row + c] - mean;
-            squares += centred * centred;
-        }
+        EACH_LANE(c, C) squares += (value(row + c) - mean) * (value(row + c) - mean);
         const REAL s = 1 / sqrt(warp_sum(squares) / C + eps);
         EACH_LANE(c, C) {
-            const REAL v = (a * x[row + c] + w * u[row + c] - mean) * s;
+            const REAL v = (value(row + c) - mean) * s;
             normal[row + c] = v;
             y[row + c] = v * g[c] + (b ? b[c] : 0);
         }

@@ -21,24 +21,25 @@ def layer_norm_forward(
     x: Array, p: LayerNormParams, *, eps: float = EPS, params: bool = True
 ) -> tuple[Array, LayerNormCache]:
     """Normalise each frame of x (..., C)."""
-    xp, x, C = array_module(x), contiguous(x), x.shape[-1]
-    N, y, normal = x.size // C, xp.empty_like(x), xp.empty_like(x)
-    scale = xp.empty((*x.shape[:-1], 1), x.dtype)
-    KERNELS.run(
-        "layer_norm_forward", per_warp(N), x=x, g=p.g, b=p.b, y=y, normal=normal, scale=scale, N=N, C=C, eps=eps
-    )
-    return y, LayerNormCache(normal, scale, p, params)
+    return normalised(x, None, p, (1.0, 0.0), eps, params)
 
 
 def add_and_norm(
     x: Array, u: Array, p: LayerNormParams, *, weights: tuple[float, float], eps: float, params: bool
 ) -> tuple[Array, LayerNormCache]:
     """Return the norm of a x + w u (B, T, C) and its cache."""
-    xp, x, u, C, (a, w) = array_module(x), contiguous(x), contiguous(u), x.shape[-1], weights
+    return normalised(x, contiguous(u), p, weights, eps, params)
+
+
+def normalised(
+    x: Array, u: Array | None, p: LayerNormParams, weights: tuple[float, float], eps: float, params: bool
+) -> tuple[Array, LayerNormCache]:
+    """Return the norm of x (..., C), or of a x + w u, and its cache."""
+    xp, x, C, (a, w) = array_module(x), contiguous(x), x.shape[-1], weights
     N, y, normal = x.size // C, xp.empty_like(x), xp.empty_like(x)
     scale = xp.empty((*x.shape[:-1], 1), x.dtype)
     arrays, sizes = {"x": x, "u": u, **p._asdict(), "y": y, "normal": normal, "scale": scale}, {"N": N, "C": C}
-    KERNELS.run("add_and_norm", per_warp(N), **arrays, **sizes, a=a, w=w, eps=eps)
+    KERNELS.run("layer_norm_forward", per_warp(N), **arrays, **sizes, a=a, w=w, eps=eps)
     return y, LayerNormCache(normal, scale, p, params)
 
 
