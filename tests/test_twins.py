@@ -339,9 +339,11 @@ def test_an_optimiser_that_a_loop_would_misread_is_the_references() -> None:
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("order", ["C", "F"])
-@pytest.mark.parametrize("limit", [0.5, 1000])
-def test_clipping(limit: float, order: str, dtype: type) -> None:
+@pytest.mark.parametrize("share", [0.01, 0.999, 1.001, 100])
+def test_clipping(share: float, order: str, dtype: type) -> None:
+    """To a share of the norm, and where the limit is just below and just above it."""
     gs = [np.asarray(g, order=order) for g in leaves_of(dtype, 1)]
+    limit = share * float(np.sqrt(sum(np.square(g.astype(float)).sum() for g in gs)))
     before = [g.copy() for g in gs]
     found, norm = twins_in("adamw").clip_leaves(gs, limit)
     wanted, wanted_norm = reference_of(clip_leaves)(gs, limit)
