@@ -7,10 +7,10 @@ import numpy as np
 
 from minihra.arrays import Array
 from minihra.kernels.cpu.addresses import array_at, table_of
-from minihra.kernels.cpu.compiled import compiled
+from minihra.kernels.cpu.compiled import compiled, compiled_inside
 
 
-@compiled
+@compiled_inside
 def _adamw(
     p: Array, g: Array, m: Array, v: Array, step: float, lr: float, beta1: float, beta2: float, eps: float, decay: float
 ) -> None:

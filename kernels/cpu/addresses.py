@@ -7,7 +7,7 @@ from numba import carray, types
 from numba.extending import intrinsic
 
 from minihra.arrays import Array
-from minihra.kernels.cpu.compiled import compiled
+from minihra.kernels.cpu.compiled import compiled, compiled_inside
 
 
 @compiled
@@ -36,7 +36,7 @@ def _pointer(context, number, address):  # noqa: ANN001, ANN202  Numba reads no 
     return types.CPointer(number)(number, address), write
 
 
-@compiled
+@compiled_inside
 def array_at(number: float, address: int, size: int) -> Array:
     """Return the array (size,) of numbers of the type of `number` that lies at an address."""
     return carray(_pointer(number, address), (size,))

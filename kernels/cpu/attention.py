@@ -9,7 +9,18 @@ import math
 import numpy as np
 
 from minihra.arrays import Array, array_module
-from minihra.kernels.cpu.compiled import LOWEST, ONE, ZERO, compiled, copy_row, exp, largest, launch, must_have
+from minihra.kernels.cpu.compiled import (
+    LOWEST,
+    ONE,
+    ZERO,
+    compiled,
+    compiled_inside,
+    copy_row,
+    exp,
+    largest,
+    launch,
+    must_have,
+)
 from minihra.layers.attention import AttentionCache, Reach
 from minihra.layers.relative_attention import RelativeAttentionCache, RelativePositionParams
 from minihra.layers.softmax import MaskedSoftmaxCache
@@ -24,7 +35,7 @@ def limits(reach: Reach, T: int) -> tuple[int, int]:
     return T if left is None else left, T if right is None else right
 
 
-@compiled
+@compiled_inside
 def _softmax_row(row: Array, real: Array) -> None:
     """Normalise exp(row) over the places where `real` is 1 and not 0; the others become 0."""
     for j in range(len(row)):
@@ -39,7 +50,7 @@ def _softmax_row(row: Array, real: Array) -> None:
         row[j] *= scale
 
 
-@compiled
+@compiled_inside
 def _weights_of(row: Array, t: int, real: Array, left: int, right: int) -> None:
     """Turn the scores of frame t into weights: of the frames that it reaches, and 0 of all if it is padding."""
     start, stop = max(0, t - left), min(len(row), t + right + 1)
@@ -47,8 +58,10 @@ def _weights_of(row: Array, t: int, real: Array, left: int, right: int) -> None:
         stop = start
     else:
         _softmax_row(row[start:stop], real[start:stop])
-    row[:start] = 0
-    row[stop:] = 0
+    for j in range(start):
+        row[j] = ZERO
+    for j in range(stop, len(row)):
+        row[j] = ZERO
 
 
 @compiled
@@ -102,10 +115,12 @@ def _shift_back(ds: Array, first: int, nearest: int, dw: Array) -> None:
     for b in range(B):
         for a in range(A):
             for i in range(dw.shape[2]):
-                e = T - 1 - first - i - nearest
-                dw[b, a, i, :e] = 0
-                copy_row(ds[b, a, first + i], dw[b, a, i, e : e + T])
-                dw[b, a, i, e + T :] = 0
+                row, e = dw[b, a, i], T - 1 - first - i - nearest
+                for j in range(e):
+                    row[j] = ZERO
+                copy_row(ds[b, a, first + i], row[e : e + T])
+                for j in range(e + T, len(row)):
+                    row[j] = ZERO
 
 
 def blocks(T: int) -> list[tuple[int, int, int, int]]:

@@ -53,6 +53,13 @@ def compiled(function: Callable) -> Callable:
     return _compiled(function, SUMS)
 
 
+def compiled_inside(function: Callable) -> Callable:
+    """Compile what loops call, and Python never does: without the machine code by which Python would call it."""
+    return njit(nogil=True, error_model="numpy", fastmath=SUMS, no_cpython_wrapper=True, no_cfunc_wrapper=True)(
+        function
+    )
+
+
 def compiled_strictly(function: Callable) -> Callable:
     """Compile a loop whose sums are done in the order in which they stand."""
     return _compiled(function, False)
@@ -86,7 +93,7 @@ def largest_of(row: Array) -> float:
 largest = _compiled(largest_of, {*SUMS, "nnan"})
 
 
-@compiled
+@compiled_inside
 def copy_row(x: Array, y: Array) -> None:
     """Let y (N,) be x (N,). For y[:] = x Numba compiles half a second of text, of an error that never comes."""
     for i in range(len(y)):
@@ -173,7 +180,7 @@ def _log(x):  # noqa: ANN001, ANN202
     return log32
 
 
-@njit(error_model="numpy", fastmath=SUMS)
+@compiled_inside
 def sigmoid(x: float) -> float:
     """Return 1 / (1 + exp(-x))."""
     return ONE / (ONE + exp(-x))

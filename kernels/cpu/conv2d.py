@@ -7,8 +7,8 @@ even frequencies of dx have a product of K = O with a frame of dy, and the odd o
 import numpy as np
 
 from minihra.arrays import Array, array_module
-from minihra.kernels.cpu.compiled import compiled, copy_row, launch, must_have
-from minihra.kernels.cpu.product import COLUMNS, after, matrix, multiply, panels_of
+from minihra.kernels.cpu.compiled import compiled, compiled_inside, copy_row, launch, must_have
+from minihra.kernels.cpu.product import Matrix, after, left_of, matrix, multiply, panels_of
 from minihra.layers.conv2d import Conv2dCache, Conv2dParams, DepthwiseConv2dCache, DepthwiseConv2dParams
 
 AT_ONCE = 2
@@ -21,7 +21,7 @@ PATCHES = 2**18
 """Elements of the patches that are copied together for dW: 1 MB."""
 
 
-@compiled
+@compiled_inside
 def one_channel(x: Array, valid: Array, W: Array, b: Array, t: int, least: float, y: Array) -> None:
     """Let y (F2, O) be frame t of the convolution of x (T, F) by W (9, O), and what is below it be `least`."""
     (T, F), x_tf = x.shape, np.empty((3, 3), x.dtype)
@@ -53,25 +53,27 @@ def _convolve_one(x: Array, valid: Array, W: Array, b: Array, y: Array) -> None:
                 y[row, t] = 0
 
 
-@compiled
+@compiled_inside
 def convolve_frames(frames: Array, real: Array, panels: Array, b: Array, least: float, y: Array) -> None:
     """Let y (N, F2, O) be the convolution of `frames` (2N+1, 2F2+1, I), of which those that are not `real` count as
     zeros, and what is below it be `least`. `panels` are those of W (9 I, O).
     """
-    (N, F2, O), I, number = y.shape, frames.shape[2], y.dtype.type(0)
-    sums = np.empty((N, F2, COLUMNS), y.dtype)
+    (N, F2, O), I, wide, number = y.shape, frames.shape[2], panels.shape[2], y.dtype.type(0)
+    sums, width = np.empty((N * F2, wide), y.dtype), min(wide, O)
+    all_sums = matrix(sums)
     for p in range(len(panels)):
-        left, panel, width = p * COLUMNS, matrix(panels[p], COLUMNS), min(COLUMNS, O - p * COLUMNS)
+        left, panel = left_of(p, wide, O), matrix(panels[p])
         sums[:] = 0
         for i in range(3):  # outside, so that a third of the panel stays in the cache for all frames
-            w = after(panel, 3 * i * I * COLUMNS)
+            w = after(panel, 3 * i * I * wide)
             for t in range(N):
                 if real[2 * t + i]:
-                    x, to = matrix(frames[2 * t + i], 2 * I), matrix(sums[t], COLUMNS)
-                    multiply(number, F2, 3 * I, COLUMNS, x, w, to, to)
+                    frame, to = matrix(frames[2 * t + i]), after(all_sums, t * F2 * wide)
+                    x = Matrix(frame.base, 0, 2 * I, 1)
+                    multiply(number, F2, 3 * I, wide, x, w, to, to)
         for t in range(N):
             for f in range(F2):
-                row, total = y[t, f], sums[t, f]
+                row, total = y[t, f], sums[t * F2 + f]
                 for o in range(width):
                     value = total[o] + b[left + o]
                     row[left + o] = value if value > least or value != value else least
@@ -104,10 +106,10 @@ def _convolve_back(dy: Array, valid: Array, panels: Array, dx: Array) -> None:
     `panels` are those of W turned (9 O, I), its rows ordered by time, then by the places 2, 0 and 1 of frequency: what
     a frame of dy and the next frequency of it give to odd frequencies of x stands together.
     """
-    (B, T, F, I), (_, T2, F2, O), number = dx.shape, dy.shape, dy.dtype.type(0)
+    (B, T, F, I), (_, T2, F2, O), wide, number = dx.shape, dy.shape, panels.shape[2], dy.dtype.type(0)
     frames, real = np.zeros((AT_ONCE + 1, F2 + 1, O), dy.dtype), np.zeros(AT_ONCE + 1, np.bool_)
-    sums = np.empty((F2, COLUMNS), dy.dtype)
-    tile = matrix(sums, COLUMNS)
+    sums, width = np.empty((F2, wide), dy.dtype), min(wide, I)
+    tile = matrix(sums)
     for b in range(B):
         for first in range(0, T2, AT_ONCE):
             for n in range(AT_ONCE + 1):
@@ -117,7 +119,7 @@ def _convolve_back(dy: Array, valid: Array, panels: Array, dx: Array) -> None:
                     for f in range(F2):
                         copy_row(dy[b, t, f], frames[n, f])
             for p in range(len(panels)):
-                left, panel, width = p * COLUMNS, matrix(panels[p], COLUMNS), min(COLUMNS, I - p * COLUMNS)
+                left, panel = left_of(p, wide, I), matrix(panels[p])
                 for s in range(2 * first, min(2 * (first + AT_ONCE), T)):
                     if not valid[b, s]:
                         dx[b, s] = 0
@@ -128,9 +130,9 @@ def _convolve_back(dy: Array, valid: Array, panels: Array, dx: Array) -> None:
                         sums[:] = 0
                         for later in range(1 + s % 2):
                             if real[n + later]:
-                                its_dy, i = matrix(frames[n + later], O), 1 + s % 2 - 2 * later
-                                w = after(panel, (3 * i + 2 - 2 * odd) * O * COLUMNS)
-                                multiply(number, places, K, COLUMNS, its_dy, w, tile, tile)
+                                its_dy, i = matrix(frames[n + later]), 1 + s % 2 - 2 * later
+                                w = after(panel, (3 * i + 2 - 2 * odd) * O * wide)
+                                multiply(number, places, K, wide, its_dy, w, tile, tile)
                         for f in range(places):
                             row, total = dx[b, s, 2 * f + odd], sums[f]
                             for c in range(width):

@@ -57,7 +57,8 @@ def _forward(log_y: Array, valid: Array, states: Array, skip: Array, log_alpha: 
     B, T, Z = log_alpha.shape
     before = np.empty(Z + 2, log_alpha.dtype)  # with two states below the first one, in which no path is
     for b in range(B):
-        before[:] = NEVER
+        for s in range(Z + 2):
+            before[s] = NEVER
         before[2] = ZERO
         for t in range(T):
             alpha = log_alpha[b, t]
@@ -119,13 +120,15 @@ def _backward(
     valid: Array,
     dlogits: Array,
 ) -> None:
-    B, T, Z = log_alpha.shape
-    beta = np.empty(Z, log_y.dtype)
-    go, skipped = np.full(Z + 2, NEVER, log_y.dtype), np.empty(Z, log_y.dtype)  # two states above the last one
+    (B, T, Z), V = log_alpha.shape, log_y.shape[2]
+    beta, skipped = np.empty(Z, log_y.dtype), np.empty(Z, log_y.dtype)
+    go = np.empty(Z + 2, log_y.dtype)
+    go[Z] = go[Z + 1] = NEVER  # two states above the last one
     for b in range(B):
         copy_row(log_end[b], beta)
         for t in range(T - 1, -1, -1):
-            dlogits[b, t] = 0
+            for v in range(V):
+                dlogits[b, t, v] = ZERO
             if not (valid[b, t] and feasible[b]):
                 continue
             for s in range(Z):
@@ -134,7 +137,7 @@ def _backward(
                 beta[s] = exp(log_alpha[b, t, s] + beta[s] - log_likelihood[b])
             for s in range(Z):
                 dlogits[b, t, states[b, s]] -= beta[s]
-            for v in range(log_y.shape[2]):
+            for v in range(V):
                 dlogits[b, t, v] = (dlogits[b, t, v] + exp(log_y[b, t, v])) * dloss[b]
             for s in range(Z):
                 skipped[s] = go[s + 2] if s + 2 < Z and skip[b, s + 2] else NEVER

@@ -2,6 +2,7 @@
 
 from minihra.arrays import Array, array_module
 from minihra.kernels.cpu.compiled import ONE, TWO, compiled, launch, must_have, sigmoid
+from minihra.kernels.cpu.product import product
 from minihra.layers.gru import GRUCache, GRUParams
 
 
@@ -34,7 +35,7 @@ def gru_forward(x: Array, h: Array, p: GRUParams, *, params: bool = True) -> tup
     must_have((x.shape[1], 3 * H), p.W)
     must_have((H, 3 * H), p.U)
     r, z, n, q, h_next = (xp.empty(h.shape, h.dtype) for _ in range(5))
-    launch(_gates, x @ p.W, h @ p.U, p.b, p.c, h, r, z, n, q, h_next)
+    launch(_gates, product(x, p.W), product(h, p.U), p.b, p.c, h, r, z, n, q, h_next)
     return h_next, GRUCache(x if params else None, h, r, z, n, q, p)
 
 
@@ -67,8 +68,8 @@ def gru_backward(dh_next: Array, cache: GRUCache) -> tuple[Array, Array, GRUPara
     (N, H), dtype = h.shape, h.dtype
     da, dg, dh = xp.empty((N, 3 * H), dtype), xp.empty((N, 3 * H), dtype), xp.empty((N, H), dtype)
     launch(_gates_backward, xp.ascontiguousarray(dh_next), h, r, z, n, q, da, dg, dh)
-    dx = da @ p.W.T
-    dh += dg @ p.U.T
+    dx = product(da, p.W.T)
+    dh += product(dg, p.U.T)
     if x is None:
         return dx, dh, None
     return dx, dh, GRUParams(x.T @ da, h.T @ dg, da.sum(0), dg[:, 2 * H :].sum(0))

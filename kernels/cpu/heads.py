@@ -14,7 +14,7 @@ from numba import prange
 
 from minihra.arrays import Array
 from minihra.kernels.cpu.addresses import table_of
-from minihra.kernels.cpu.compiled import compiled, compiled_for_threads, copy_row, must_have
+from minihra.kernels.cpu.compiled import ZERO, compiled, compiled_for_threads, copy_row, must_have
 from minihra.kernels.cpu.product import COLUMNS, Matrix, after, matrix, multiply, number_at
 from minihra.layers.activations import ReluCache
 from minihra.layers.heads import FFNHeadCache, FFNHeadParams, GroupedHeadsCache, HeadParams, Segments
@@ -39,7 +39,7 @@ def _shared_maps(x: Array, starts: Array, Ws: Array, bs: Array, y: Array, bounds
 def _maps(x: Array, starts: Array, Ws: Array, bs: Array, y: Array, low: int, high: int) -> None:
     """Let the rows `low` ... of y (N, O) be those of x (N, I) by the map of their segment, which lies at Ws and bs."""
     (_, I), O, number = x.shape, y.shape[1], x.dtype.type(0)
-    all_x, all_y = matrix(x, I), matrix(y, O)
+    all_x, all_y = matrix(x), matrix(y)
     for n in range(len(Ws)):
         first, last = max(low, starts[n]), min(high, starts[n + 1])
         if first < last:
@@ -85,9 +85,11 @@ def _maps_back(
     segment that has begun in other rows go to dW_cut (I, O) and db_cut (O,), to be added.
     """
     (_, O), I, number = dy.shape, dx.shape[1], dy.dtype.type(0)
-    all_dy, all_dx = matrix(dy, O), matrix(dx, I)
-    turned, zeros, made = np.empty((O, I), dy.dtype), np.zeros(max(I, O), dy.dtype), np.empty((I, O), dy.dtype)
-    zero = matrix(zeros, 0)
+    all_dy, all_dx = matrix(dy), matrix(dx)
+    turned, zeros, made = np.empty((O, I), dy.dtype), np.empty(max(I, O), dy.dtype), np.empty((I, O), dy.dtype)
+    for i in range(len(zeros)):
+        zeros[i] = ZERO
+    zero = matrix(zeros)
     for n in range(len(Ws)):
         first, last = max(low, starts[n]), min(high, starts[n + 1])
         if first < last:
@@ -97,46 +99,35 @@ def _maps_back(
                     turned[o, i] = number_at(number, W, i * O + o)
         for begin in range(first, last, FRAMES):
             end, its_dy = min(begin + FRAMES, last), after(all_dy, begin * O)
-            multiply(number, end - begin, O, I, its_dy, matrix(turned, I), zero, after(all_dx, begin * I))
+            multiply(number, end - begin, O, I, its_dy, matrix(turned), zero, after(all_dx, begin * I))
             if len(xs) > 0:
                 x = Matrix(xs[n], (begin - starts[n]) * I, 1, I)  # turned: its rows are the features
                 its_dW, its_db = (dW_cut, db_cut) if first > starts[n] else (dW[n], db[n])
-                sums = matrix(its_dW, O)
+                sums = matrix(its_dW)
                 before = zero if begin == first else sums
                 if begin == first:
-                    its_db[:] = 0
-                if O % COLUMNS == 0:
-                    multiply(number, I, end - begin, O, x, its_dy, before, sums)
-                else:  # some columns are made twice, the second time from what they were before
-                    multiply(number, I, end - begin, O, x, its_dy, before, matrix(made, O))
-                    for i in range(I):
-                        copy_row(made[i], its_dW[i])
+                    for o in range(O):
+                        its_db[o] = ZERO
+                twice = O % COLUMNS > 0  # some columns are made twice, the second time from what they were before
+                multiply(number, I, end - begin, O, x, its_dy, before, matrix(made) if twice else sums)
+                for i in range(I if twice else 0):
+                    copy_row(made[i], its_dW[i])
                 for row in range(begin, end):
                     for o in range(O):
                         its_db[o] += dy[row, o]
 
 
-@compiled
-def _add_row(x: Array, y: Array) -> None:
-    for i in range(len(y)):
-        y[i] += x[i]
-
-
-@compiled
-def _join(starts: Array, bounds: Array, dW: Array, db: Array, dW_cut: Array, db_cut: Array) -> None:
+def join(starts: Array, bounds: Array, dW: Array, db: Array, dW_cut: Array, db_cut: Array) -> None:
     """Add to dW (S, I, O) and db (S, O) what a portion has of a segment that began in an earlier one. Segments without
     frames, which no portion has met, have zeros.
     """
-    for n in range(len(dW)):
-        if starts[n] == starts[n + 1]:
-            dW[n] = 0
-            db[n] = 0
+    empty = starts[:-1] == starts[1:]
+    dW[empty], db[empty] = 0, 0
     for i in range(1, len(bounds) - 1):
         n = np.searchsorted(starts, bounds[i], side="right") - 1
         if starts[n] < bounds[i] < bounds[i + 1]:
-            _add_row(db_cut[i], db[n])
-            for k in range(dW.shape[1]):
-                _add_row(dW_cut[i, k], dW[n, k])
+            dW[n] += dW_cut[i]
+            db[n] += db_cut[i]
 
 
 def bounds_for(rows: int, size: int) -> Array:
@@ -246,7 +237,7 @@ def level_backward(
         _maps_back(*arrays, *(one[0] for one in cut), *bounds)
     if frozen:
         return dx, [None] * S
-    _join(starts, bounds, dW, db, *cut)
+    join(starts, bounds, dW, db, *cut)
     dbs = [None if p.b is None else its_db for p, its_db in zip(maps.params, db, strict=True)]
     return dx, list(map(LinearParams, dW, dbs))
 

@@ -2,6 +2,7 @@
 
 from minihra.arrays import Array, array_module
 from minihra.kernels.cpu.compiled import ZERO, compiled, launch, must_have
+from minihra.kernels.cpu.product import product
 from minihra.layers.indrnn import IndRNNCache, IndRNNParams
 
 
@@ -23,7 +24,7 @@ def indrnn_forward(x: Array, h: Array, p: IndRNNParams, *, params: bool = True) 
     must_have((H,), p.u, p.b)
     must_have((x.shape[1], H), p.W)
     positive, h_next = xp.empty(h.shape, bool), xp.empty(h.shape, h.dtype)
-    launch(_step, x @ p.W, h, p.u, p.b, positive, h_next)
+    launch(_step, product(x, p.W), h, p.u, p.b, positive, h_next)
     return h_next, IndRNNCache(x if params else None, h if params else None, positive, p)
 
 
@@ -50,7 +51,7 @@ def indrnn_backward(dh_next: Array, cache: IndRNNCache) -> tuple[Array, Array, I
     xp, shape, dtype = array_module(dh_next), dh_next.shape, dh_next.dtype
     da, dh = xp.empty(shape, dtype), xp.empty(shape, dtype)
     launch(_step_backward, xp.ascontiguousarray(dh_next), positive, p.u, da, dh)
-    dx = da @ p.W.T
+    dx = product(da, p.W.T)
     if x is None:
         return dx, dh, None
     du, db = xp.zeros(p.u.shape, dtype), xp.zeros(p.b.shape, dtype)

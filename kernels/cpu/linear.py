@@ -1,12 +1,14 @@
-"""Twin of the linear map's forward, for few rows and weights that lie as PyTorch stores them, (O, I).
+"""Twin of the linear map: its products in tiles, with the bias; for few rows of one caller, by BLAS from W'.
 
-There y' = W' x' is a product of two arrays in the order of their rows, which BLAS makes faster than y = x W; turning
-y' back costs less than that wins, unless y is wider than x.
+y' = W' x' is a product of two arrays in the order of their rows where weights lie as PyTorch stores them, (O, I), which
+BLAS makes faster than y = x W; turning y' back costs less than that wins, unless y is wider than x.
 """
 
 from minihra.arrays import Array, array_module
 from minihra.kernels.cpu.compiled import compiled, launch, must_have
+from minihra.kernels.cpu.product import product
 from minihra.layers.linear import LinearCache, LinearParams
+from minihra.threads import alone
 
 MOST_ROWS = 512
 LEAST_SIZE = 2**18  # of W
@@ -28,13 +30,22 @@ def linear_forward(x: Array, p: LinearParams, *, params: bool = True) -> tuple[A
     xp = array_module(x)
     rows, (I, O) = x.reshape(-1, x.shape[-1]), p.W.shape
     stored_turned = p.W.strides[0] == p.W.dtype.itemsize
-    if stored_turned and len(rows) <= MOST_ROWS and O <= I and I * O >= LEAST_SIZE:
+    if not alone() and stored_turned and len(rows) <= MOST_ROWS and O <= I and I * O >= LEAST_SIZE:
         y = xp.empty((len(rows), O), x.dtype)
         b = xp.zeros((O,), x.dtype) if p.b is None else p.b
         must_have((O,), b)
         launch(_turn, p.W.T @ rows.T, b, y)
     else:
-        y = rows @ p.W
-        if p.b is not None:
-            y += p.b
+        y = product(rows, p.W, p.b)
     return y.reshape(*x.shape[:-1], O), LinearCache(x if params else None, p)
+
+
+def linear_backward(dy: Array, cache: LinearCache) -> tuple[Array, LinearParams | None]:
+    """Return dx (..., I) and dp for dy (..., O)."""
+    x, p = cache
+    drows = dy.reshape(-1, dy.shape[-1])
+    dx = product(drows, p.W.T).reshape(*dy.shape[:-1], len(p.W))
+    if x is None:
+        return dx, None
+    dW = x.reshape(-1, x.shape[-1]).T @ drows
+    return dx, LinearParams(dW, None if p.b is None else drows.sum(0))

@@ -13,10 +13,20 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from minihra.arrays import Array, array_module
-from minihra.kernels.cpu.compiled import compiled, launch
+from minihra.kernels.cpu.compiled import compiled, compiled_inside, launch, must_have
+from minihra.threads import alone
 
 ROWS, COLUMNS = 6, 16
 """Of a tile: with two registers of eight numbers for a row it takes 12 of the 16 that AVX2 has."""
+
+AT_ONCE = 8 * ROWS
+"""How many rows of y are made of one panel after the other: those of x stay in the cache."""
+
+SIDE = 8
+"""Of the squares in which a matrix is turned."""
+
+LEAST_ROWS = 48
+"""Of a product from which on panels are worth filling."""
 
 
 class Matrix(NamedTuple):
@@ -28,13 +38,13 @@ class Matrix(NamedTuple):
     step: int  # from a column to the next: not 1 where rows of x are columns of what is stored
 
 
-@compiled
-def matrix(array: Array, next_row: int) -> Matrix:
-    """Return that which begins where a contiguous array does."""
-    return Matrix(np.intp(array.ctypes.data), 0, next_row, 1)
+@compiled_inside
+def matrix(array: Array) -> Matrix:
+    """Return that which begins where a contiguous array does, with its rows; a single row stands for all."""
+    return Matrix(np.intp(array.ctypes.data), 0, array.shape[-1] if array.ndim > 1 else 0, 1)
 
 
-@compiled
+@compiled_inside
 def after(m: Matrix, numbers: int) -> Matrix:
     """Return the matrix that begins so many numbers further on."""
     return Matrix(m.base, m.first + numbers, m.next, m.step)
@@ -52,6 +62,14 @@ def number_at(context, number, m, k):  # noqa: ANN001, ANN201  Numba reads no an
     return number(number, m, types.intp), write
 
 
+def unexplained(builder: ir.IRBuilder, pointer: ir.Value) -> ir.Value:
+    """Return a pointer as if nothing were known of it: LLVM would not keep those of all rows in registers, but compute
+    most of them anew for every number that it reads, and a tile would take a tenth longer.
+    """
+    kind = ir.FunctionType(pointer.type, [pointer.type])
+    return builder.call(ir.InlineAsm(kind, "", "=r,0"), [pointer])
+
+
 def tile_product(rows: int) -> Callable:
     """Return a function for compiled code, which makes `rows` rows of a tile.
 
@@ -64,10 +82,10 @@ def tile_product(rows: int) -> Callable:
 
     def write(context, builder, signature, arguments):  # noqa: ANN001, ANN202
         number = context.get_data_type(signature.args[0])
-        vector, width = ir.VectorType(number, COLUMNS), number.get_abi_size(context.target_data)
-        name = f"llvm.fmuladd.v{COLUMNS}f{8 * width}"
-        fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), COLUMNS), None)
+        half, width = ir.VectorType(number, COLUMNS // 2), number.get_abi_size(context.target_data)
+        name = f"llvm.fmuladd.v{COLUMNS // 2}f{8 * width}"
+        fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(half, [half] * 3), name)
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), COLUMNS // 2), None)
         x, w, start, y = (cgutils.unpack_tuple(builder, argument) for argument in arguments[2:])
 
         def rows_of(m: list[ir.Value]) -> list[ir.Value]:
@@ -75,91 +93,160 @@ def tile_product(rows: int) -> Callable:
             place = builder.gep(builder.inttoptr(base, number.as_pointer()), [first])
             return [builder.gep(place, [builder.mul(apart, ir.Constant(apart.type, n))]) for n in range(rows)]
 
-        def vector_at(place: ir.Value) -> ir.Value:
-            return builder.bitcast(place, vector.as_pointer())
+        def halves_at(row: ir.Value) -> list[ir.Value]:
+            halves = builder.bitcast(row, half.as_pointer())
+            return [halves, builder.gep(halves, [ir.Constant(ir.IntType(32), 1)])]
 
-        x_rows, w_row = rows_of(x), rows_of(w)[0]
-        sums = [cgutils.alloca_once_value(builder, builder.load(vector_at(row), align=width)) for row in rows_of(start)]
+        def load(row: ir.Value) -> list[ir.Value]:
+            return [builder.load(place, align=width) for place in halves_at(row)]
+
+        x_rows, w_row = [unexplained(builder, row) for row in rows_of(x)], rows_of(w)[0]
+        sums = [[cgutils.alloca_once_value(builder, value) for value in load(row)] for row in rows_of(start)]
         with cgutils.for_range(builder, arguments[1]) as loop:
-            w_k = builder.load(vector_at(builder.gep(w_row, [builder.mul(w[2], loop.index)])), align=width)
+            w_k = load(builder.gep(w_row, [builder.mul(w[2], loop.index)]))
             k = builder.mul(x[3], loop.index)
-            for x_row, total in zip(x_rows, sums, strict=True):
+            for x_row, totals in zip(x_rows, sums, strict=True):
                 value = builder.load(builder.gep(x_row, [k]))
-                one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+                one = builder.insert_element(ir.Constant(half, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
                 everywhere = builder.shuffle_vector(one, one, zeros)
-                builder.store(builder.call(fma, [everywhere, w_k, builder.load(total)]), total)
-        for row, total in zip(rows_of(y), sums, strict=True):
-            builder.store(builder.load(total), vector_at(row), align=width)
+                for total, its_w in zip(totals, w_k, strict=True):
+                    builder.store(builder.call(fma, [everywhere, its_w, builder.load(total)]), total)
+        for row, totals in zip(rows_of(y), sums, strict=True):
+            for place, total in zip(halves_at(row), totals, strict=True):
+                builder.store(builder.load(total), place, align=width)
         return context.get_dummy_value()
 
     return tile
 
 
-_tile1, _tile2, _tile3, _tile4, _tile5, _tile6 = (tile_product(rows) for rows in range(1, ROWS + 1))
+_tile1, _tile5, _tile6 = tile_product(1), tile_product(5), tile_product(6)
 
 
-@compiled
-def make_tile(rows: int, number: float, K: int, x: Matrix, w: Matrix, start: Matrix, y: Matrix) -> None:
-    """Let COLUMNS columns of `rows` rows of y be start + x w, a sum of K terms."""
-    if rows == 6:
-        _tile6(number, K, x, w, start, y)
-    elif rows == 5:
-        _tile5(number, K, x, w, start, y)
-    elif rows == 4:
-        _tile4(number, K, x, w, start, y)
-    elif rows == 3:
-        _tile3(number, K, x, w, start, y)
-    elif rows == 2:
-        _tile2(number, K, x, w, start, y)
-    elif rows == 1:
-        _tile1(number, K, x, w, start, y)
-
-
-@compiled
+@compiled_inside
 def multiply(number: float, N: int, K: int, O: int, x: Matrix, w: Matrix, start: Matrix, y: Matrix) -> None:
     """Let y (N, O) be start + x (N, K) w (K, O), for O of COLUMNS at least; some columns may be made twice."""
     tiles = (N + ROWS - 1) // ROWS
-    for i in range(tiles):
-        n, rows = N * i // tiles, N * (i + 1) // tiles - N * i // tiles  # no tile of one row after sixes
+    fives, ones, n = ROWS * tiles - N, 0, 0  # tiles of six rows and of five: from 20 on any number consists of them
+    if fives > tiles:
+        fives, ones = 0, N % ROWS
+    while n < N:
+        rows = 1 if N - n <= ones else 5 if N - n <= 5 * fives else 6
         its_x = after(x, n * x.next)
         for p in range(0, O, COLUMNS):
             c = min(p, O - COLUMNS)
-            from_start, to = after(start, n * start.next + c), after(y, n * y.next + c)
-            make_tile(rows, number, K, its_x, after(w, c), from_start, to)
+            its_w, from_start, to = after(w, c), after(start, n * start.next + c), after(y, n * y.next + c)
+            if rows == 6:
+                _tile6(number, K, its_x, its_w, from_start, to)
+            elif rows == 5:
+                _tile5(number, K, its_x, its_w, from_start, to)
+            else:
+                _tile1(number, K, its_x, its_w, from_start, to)
+        n += rows
+
+
+@compiled_inside
+def left_of(p: int, wide: int, O: int) -> int:
+    """Return the first of the O columns that are in panel p: the last panel has as many as the others."""
+    return max(0, min(p * wide, O - wide))
+
+
+@intrinsic
+def turn_square(context, number, x, y):  # noqa: ANN001, ANN201  Numba reads no annotations
+    """Let y (SIDE, SIDE) be the transpose of x, of numbers of the type of `number`."""
+
+    def write(context, builder, signature, arguments):  # noqa: ANN001, ANN202
+        number = context.get_data_type(signature.args[0])
+        vector, width = ir.VectorType(number, SIDE), number.get_abi_size(context.target_data)
+
+        def places(m: ir.Value) -> list[ir.Value]:
+            base, first, apart, _ = cgutils.unpack_tuple(builder, m)
+            place = builder.gep(builder.inttoptr(base, number.as_pointer()), [first])
+            rows = [builder.gep(place, [builder.mul(apart, ir.Constant(apart.type, n))]) for n in range(SIDE)]
+            return [builder.bitcast(row, vector.as_pointer()) for row in rows]
+
+        rows = [builder.load(place, align=width) for place in places(arguments[1])]
+        size = SIDE // 2
+        while size:  # in each square of 2 x 2 blocks of this size, the upper right and the lower left change places
+            upper = [i + SIDE - size if i & size else i for i in range(SIDE)]
+            lower = [i + SIDE if i & size else i + size for i in range(SIDE)]
+            for n in range(SIDE):
+                if not n & size:
+                    pair = rows[n], rows[n + size]
+                    masks = [ir.Constant(ir.VectorType(ir.IntType(32), SIDE), mask) for mask in (upper, lower)]
+                    rows[n], rows[n + size] = (builder.shuffle_vector(*pair, mask) for mask in masks)
+            size //= 2
+        for row, place in zip(rows, places(arguments[2]), strict=True):
+            builder.store(row, place, align=width)
+        return context.get_dummy_value()
+
+    return types.void(number, x, y), write
 
 
 @compiled
-def _fill(W: Array, panels: Array) -> None:
-    K, O = W.shape
-    for p in range(len(panels)):
-        width = min(COLUMNS, O - p * COLUMNS)
-        for k in range(K):
-            for n in range(width):
-                panels[p, k, n] = W[k, p * COLUMNS + n]
-            for n in range(width, COLUMNS):
-                panels[p, k, n] = 0
+def _fill(W: Array, turned: bool, panels: Array) -> None:
+    """Let panels (P, K, COLUMNS) be those of W (K, O), or where it is to be turned, of W (O, K)."""
+    (P, K, wide), O, number = panels.shape, W.shape[0] if turned else W.shape[1], W.dtype.type(0)
+    its, to, no_terms = matrix(W), matrix(panels), K - K  # of a literal 0 Numba would compile a tile anew
+    for p in range(P):
+        panel, left = panels[p], left_of(p, wide, O)
+        if turned:
+            squares = K - K % SIDE
+            for k in range(0, squares, SIDE):
+                for c in range(0, wide, SIDE):
+                    turn_square(number, after(its, (left + c) * K + k), after(to, (p * K + k) * wide + c))
+            for k in range(squares, K):
+                for c in range(wide):
+                    panel[k, c] = number_at(number, its, (left + c) * K + k)
+        else:
+            for k in range(K):  # a tile of no terms is what it starts from
+                _tile1(number, no_terms, its, its, after(its, k * O + left), after(to, (p * K + k) * wide))
 
 
 def panels_of(W: Array) -> Array:
-    """Return W (K, O) in panels (ceil(O / COLUMNS), K, COLUMNS), the last of which is filled up with zeros."""
-    K, O = W.shape
-    panels = array_module(W).empty((-(-O // COLUMNS), K, COLUMNS), W.dtype)
-    launch(_fill, W, panels)
+    """Return W (K, O) in panels (ceil(O / COLUMNS), K, COLUMNS).
+
+    The last one has the last columns of W, some of which the one before may have, too; a matrix that is narrower than
+    one panel is filled up with zeros.
+    """
+    xp, (K, O) = array_module(W), W.shape
+    if O < COLUMNS:
+        W = xp.concatenate([W, xp.zeros((K, COLUMNS - O), W.dtype)], axis=1)
+    panels = xp.empty((-(-O // COLUMNS), K, COLUMNS), W.dtype)
+    launch(_fill, xp.ascontiguousarray(W), False, panels)
     return panels
 
 
-@compiled
+@compiled_inside
 def multiply_panels(x: Array, panels: Array, b: Array, y: Array) -> None:
-    """Let y (N, O) be x (N, K) W + b, for W in panels and b that is filled up as the last one."""
-    (N, K), O = x.shape, y.shape[1]
-    tiles, number = (N + ROWS - 1) // ROWS, x.dtype.type(0)
-    tile, rows_of_x = np.empty((ROWS, COLUMNS), x.dtype), matrix(x, K)
-    for p in range(len(panels)):
-        left = p * COLUMNS
-        width, w, start = min(COLUMNS, O - left), matrix(panels[p], COLUMNS), matrix(b[left:], 0)
-        for i in range(tiles):
-            n, rows = N * i // tiles, N * (i + 1) // tiles - N * i // tiles
-            make_tile(rows, number, K, after(rows_of_x, n * K), w, start, matrix(tile, COLUMNS))
-            for m in range(rows):
-                for c in range(width):
-                    y[n + m, left + c] = tile[m, c]
+    """Let y (N, O) be x (N, K) W + b, for the panels of W, O of COLUMNS at least and N of ROWS."""
+    (N, O), (P, K, wide), number = y.shape, panels.shape, x.dtype.type(0)
+    all_x, all_w, all_b, all_y = matrix(x), matrix(panels), matrix(b), matrix(y)
+    for first in range(0, N, AT_ONCE):
+        for p in range(P):
+            c = left_of(p, wide, O)
+            w, start, to = after(all_w, p * K * wide), after(all_b, c), after(all_y, c)
+            for row in range(first, min(first + AT_ONCE, N), ROWS):
+                n = min(row, N - ROWS)
+                _tile6(number, K, after(all_x, n * K), w, start, after(to, n * O))
+
+
+@compiled
+def _product(x: Array, W: Array, turned: bool, b: Array, panels: Array, y: Array) -> None:
+    _fill(W, turned, panels)
+    multiply_panels(x, panels, b, y)
+
+
+def product(x: Array, W: Array, b: Array | None = None) -> Array:
+    """Return y (N, O) = x (N, K) W + b: in tiles for a caller who has but its own thread, by BLAS for others."""
+    (N, K), O = x.shape, W.shape[1]
+    if isinstance(x, np.ndarray) and alone() and N >= LEAST_ROWS and O >= COLUMNS:
+        must_have((K, O), W)
+        must_have((O,), *(() if b is None else (b,)))
+        turned, b = W.strides[0] == W.itemsize, np.zeros(O, x.dtype) if b is None else b
+        panels, y = np.empty((-(-O // COLUMNS), K, COLUMNS), x.dtype), np.empty((N, O), x.dtype)
+        _product(np.ascontiguousarray(x), np.ascontiguousarray(W.T if turned else W), turned, b, panels, y)
+    else:
+        y = x @ W
+        if b is not None:
+            y += b
+    return y

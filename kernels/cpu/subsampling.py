@@ -26,17 +26,19 @@ def _front_end(
     b2: Array,
     out_panels: Array,
     b_out: Array,
-    scale: float,
+    between: Array,
+    real: Array,
     frames: Array,
     flat: Array,
     y: Array,
 ) -> None:
-    """Let y (B, T4, C) be the frames of x (B, T, F); `frames` (TOGETHER, F4, O) have room for those in between, and
-    `flat` (TOGETHER, F4 O) are the same.
+    """Let y (B T4 + ROWS, C) be the frames of x (B, T, F), with rows at the end that mean nothing.
+
+    Room, with zeros: `between` (2 AT_ONCE + 1, 2 F4 + 1, I), for what the second convolution reads, and `real`, which
+    of it counts; `frames` (TOGETHER, F4, O), for what it makes, which are `flat` (TOGETHER, F4 O), too.
     """
-    (B, T, F), I, (_, T4, C) = x.shape, len(b), y.shape
-    F2, F4 = (F + 1) // 2, (F + 3) // 4
-    between, real = np.zeros((2 * AT_ONCE + 1, 2 * F4 + 1, I), x.dtype), np.zeros(2 * AT_ONCE + 1, np.bool_)
+    (B, T, F), T4 = x.shape, (x.shape[1] + 3) // 4
+    F2 = (F + 1) // 2
     for row in range(B):
         for start in range(0, T4, TOGETHER):
             stop = min(start + TOGETHER, T4)
@@ -55,30 +57,31 @@ def _front_end(
                 for t in range(first, last):
                     if not valid[row, 4 * t]:
                         some[t - first] = 0
-            multiply_panels(flat[: stop - start], out_panels, b_out, y[row, start:stop])
-            for t in range(start, stop):
-                for c in range(C):
-                    y[row, t, c] *= scale
+            n, to = max(stop - start, ROWS), row * T4 + start  # what is too much is written over by what follows
+            multiply_panels(flat[:n], out_panels, b_out, y[to : to + n])
 
 
 def subsample(features: Array, valid: Array, p: SubsamplingParams, *, scale: float = 1.0) -> tuple[Array, Array]:
     """Map features (B, T, F) to x (B, T', C) and its mask (B, T')."""
-    if not alone() or [type(conv) for conv in p.convs] != [Conv2dParams] * 2:
+    (B, T, F), C = features.shape, p.out.W.shape[1]
+    if not alone() or C < COLUMNS or [type(conv) for conv in p.convs] != [Conv2dParams] * 2:
         return NotImplemented
-    (first, second), (B, T, F) = p.convs, features.shape
-    I, O, C = *second.W.shape[2:], p.out.W.shape[1]
+    first, second = p.convs
+    (I, O), T4, F4 = second.W.shape[2:], (T + 3) // 4, (F + 3) // 4
     must_have((B, T), valid)
     must_have((3, 3, 1, I), first.W)
-    must_have(((F + 3) // 4 * O, C), p.out.W)
-    y = np.empty((B, (T + 3) // 4, C), features.dtype)
+    must_have((F4 * O, C), p.out.W)
     for size, b in ((I, first.b), (O, second.b), (C, p.out.b)):
         if b is not None:
             must_have((size,), b)
-    panels = panels_of(p.out.W)
-    b_out = np.zeros(len(panels) * COLUMNS, features.dtype)  # filled up, as the last panel is
-    b_out[:C] = 0 if p.out.b is None else p.out.b
-    maps = first.W.reshape(9, I), first.b, panels_of(second.W.reshape(9 * I, O)), second.b, panels, b_out
-    frames = np.empty((TOGETHER, (F + 3) // 4, O), features.dtype)
-    room = frames, frames.reshape(TOGETHER, -1)
-    _front_end(np.ascontiguousarray(features), valid, *maps, features.dtype.type(scale), *room, y)
+    b_out = np.zeros(C, features.dtype) if p.out.b is None else p.out.b
+    maps = first.W.reshape(9, I), first.b, panels_of(second.W.reshape(9 * I, O)), second.b, panels_of(p.out.W), b_out
+    read = 2 * AT_ONCE + 1
+    between, frames, y = (
+        np.zeros(shape, features.dtype) for shape in ((read, 2 * F4 + 1, I), (TOGETHER, F4, O), (B * T4 + ROWS, C))
+    )
+    room = between, np.zeros(read, bool), frames, frames.reshape(TOGETHER, -1)
+    _front_end(np.ascontiguousarray(features), valid, *maps, *room, y)
+    y = y[: B * T4].reshape(B, T4, C)
+    y *= scale
     return y, valid[:, ::4]

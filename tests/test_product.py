@@ -1,0 +1,131 @@
+"""Products in tiles: those of integers, whose sums are exact, are NumPy's; and nothing is written beside them."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba", reason="the twins for the CPU need numba")
+
+from minihra.arrays import Array
+from minihra.cases import numbers
+from minihra.kernels.cpu import product as file
+from minihra.kernels.cpu.compiled import compiled
+from minihra.kernels.cpu.gru import gru_backward, gru_forward
+from minihra.kernels.cpu.indrnn import indrnn_backward, indrnn_forward
+from minihra.kernels.cpu.linear import linear_backward, linear_forward
+from minihra.kernels.cpu.product import COLUMNS, LEAST_ROWS, ROWS, matrix, multiply, panels_of, product
+from minihra.layers.gru import GRUParams
+from minihra.layers.indrnn import IndRNNParams
+from minihra.layers.linear import LinearParams
+from minihra.ops import PAIRS
+from minihra.tree import leaves
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a thread that has no others for its products."""
+    monkeypatch.setattr(file, "alone", lambda: True)
+
+
+def whole(*shape: int, seed: int, dtype: type = np.float32) -> Array:
+    """Whole numbers, so small that no sum of their products is rounded."""
+    return np.random.default_rng(seed).integers(-9, 10, shape).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("K", [1, 7, 8, 13, 144])
+@pytest.mark.parametrize("O", [COLUMNS, COLUMNS + 1, 29, 96])
+@pytest.mark.usefixtures("alone")
+def test_product_is_exact(O: int, K: int, turned: bool, dtype: type) -> None:
+    W = whole(O, K, seed=1, dtype=dtype).T if turned else whole(K, O, seed=1, dtype=dtype)
+    b = whole(O, seed=2, dtype=dtype)
+    for N in (LEAST_ROWS, LEAST_ROWS + 1, 2 * LEAST_ROWS + ROWS - 1):
+        x = whole(N, K, seed=N, dtype=dtype)
+        for given in (x, np.asfortranarray(x)):
+            assert np.array_equal(product(given, W, b), x @ W + b)
+            assert np.array_equal(product(given, W), x @ W)
+        assert np.array_equal(product(x, W[::1, ::-1]), x @ W[:, ::-1])  # lies neither by rows nor by columns
+
+
+@compiled
+def multiply_arrays(x: Array, w: Array, start: Array, y: Array) -> None:
+    N, O = y.shape
+    multiply(x.dtype.type(0), N, x.shape[1], O, matrix(x), matrix(w), matrix(start), matrix(y))
+
+
+@pytest.mark.parametrize("O", [COLUMNS, 2 * COLUMNS + 3])
+def test_multiply_takes_any_number_of_rows(O: int) -> None:
+    w = whole(5, O, seed=0)
+    for N in range(5 * ROWS):
+        x, room, bias = whole(N, 5, seed=N), np.full((N + ROWS, O), np.float32(0.5)), whole(O, seed=1)
+        multiply_arrays(x, w, bias, room[:N])
+        assert np.array_equal(room[:N], x @ w + bias) and np.all(room[N:] == 0.5), N
+    sums = np.ones((23, COLUMNS), np.float32)  # no column is made twice, so that a sum may go on
+    x, w = whole(23, 5, seed=2), whole(5, COLUMNS, seed=3)
+    multiply_arrays(x, w, sums, sums)
+    assert np.array_equal(sums, 1 + x @ w)
+
+
+@pytest.mark.parametrize("O", [3, COLUMNS, COLUMNS + 3, 3 * COLUMNS])
+def test_panels_hold_all_columns(O: int) -> None:
+    W = whole(4, O, seed=0)
+    panels = panels_of(W)
+    assert panels.shape == (-(-O // COLUMNS), 4, COLUMNS)
+    for p, panel in enumerate(panels):
+        left = max(0, min(p * COLUMNS, O - COLUMNS))
+        assert np.array_equal(panel[:, : min(O, COLUMNS)], W[:, left : left + COLUMNS])
+        assert not panel[:, O:].any()
+
+
+@pytest.mark.parametrize(
+    ("is_alone", "rows", "width", "tiles"),
+    [(True, LEAST_ROWS, COLUMNS, 1), (False, 99, 99, 0), (True, LEAST_ROWS - 1, 99, 0), (True, 99, COLUMNS - 1, 0)],
+)
+def test_blas_has_the_others(
+    is_alone: bool, rows: int, width: int, tiles: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, loop = [], file._product
+    monkeypatch.setattr(file, "alone", lambda: is_alone)
+    monkeypatch.setattr(file, "_product", lambda *arrays: (calls.append(True), loop(*arrays)))
+    x, W, b = whole(rows, 5, seed=0), whole(5, width, seed=1), whole(width, seed=2)
+    assert np.array_equal(product(x, W, b), x @ W + b)
+    assert len(calls) == tiles
+
+
+@pytest.mark.parametrize(("W", "b"), [((6, 32), (32,)), ((5, 32), (31,)), ((5, 32), (1,))])
+@pytest.mark.usefixtures("alone")
+def test_arrays_that_do_not_fit_are_refused(W: tuple[int, int], b: tuple[int]) -> None:
+    """A loop would read what lies beside them."""
+    with pytest.raises(ValueError, match=r"an array of shape .* is needed"):
+        product(np.zeros((LEAST_ROWS, 5), np.float32), np.zeros(W, np.float32), np.zeros(b, np.float32))
+
+
+N, C, H = LEAST_ROWS + 5, 21, 19
+GRU = GRUParams(numbers(C, 3 * H), numbers(H, 3 * H, k=1), numbers(3 * H, k=2), numbers(H, k=3))
+INDRNN = IndRNNParams(numbers(C, H), numbers(H, k=1), numbers(H, k=2))
+LINEAR = LinearParams(numbers(C, H), numbers(H, k=1))
+PAIRS_WITH_PRODUCTS = {
+    "linear": (linear_forward, linear_backward, {"x": numbers(N, C, k=5), "p": LINEAR}),
+    "gru": (gru_forward, gru_backward, {"x": numbers(N, C, k=5), "h": numbers(N, H, k=6), "p": GRU}),
+    "indrnn": (indrnn_forward, indrnn_backward, {"x": numbers(N, C, k=5), "h": numbers(N, H, k=6), "p": INDRNN}),
+}
+
+
+@pytest.mark.parametrize("params", [True, False])
+@pytest.mark.parametrize("name", PAIRS_WITH_PRODUCTS)
+@pytest.mark.usefixtures("alone")
+def test_twins_with_products_in_tiles(name: str, params: bool) -> None:
+    """Rung 5 for what a thread of several computes; in float64, where both are exact to 1e-12."""
+    forward, backward, arguments = PAIRS_WITH_PRODUCTS[name]
+    reference: tuple[Callable, ...] = tuple(function.__wrapped__ for function in PAIRS[name])
+    y, cache = forward(**arguments, params=params)
+    wanted, wanted_cache = reference[0](**arguments, params=params)
+    found = y, backward(numbers(*y.shape, k=9), cache)
+    wanted = wanted, reference[1](numbers(*y.shape, k=9), wanted_cache)
+    wanted_arrays = dict(leaves(wanted))
+    for name, array in leaves(found):
+        assert np.abs(array - wanted_arrays[name]).max() <= 1e-12 * np.abs(wanted_arrays[name]).max(), name
+    again = backward(numbers(*y.shape, k=9), cache)
+    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(leaves(again), leaves(found[1]), strict=True))
