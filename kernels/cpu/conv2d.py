@@ -8,7 +8,7 @@ import numpy as np
 
 from minihra.arrays import Array, array_module
 from minihra.kernels.cpu.compiled import compiled, compiled_inside, copy_row, launch, must_have
-from minihra.kernels.cpu.product import Matrix, after, left_of, matrix, multiply, panels_of
+from minihra.kernels.cpu.product import Matrix, add_product, after, left_of, matrix, panels_of
 from minihra.layers.conv2d import Conv2dCache, Conv2dParams, DepthwiseConv2dCache, DepthwiseConv2dParams
 
 AT_ONCE = 2
@@ -70,7 +70,7 @@ def convolve_frames(frames: Array, real: Array, panels: Array, b: Array, least: 
                 if real[2 * t + i]:
                     frame, to = matrix(frames[2 * t + i]), after(all_sums, t * F2 * wide)
                     x = Matrix(frame.base, 0, 2 * I, 1)
-                    multiply(number, F2, 3 * I, wide, x, w, to, to)
+                    add_product(number, F2, 3 * I, x, w, to)
         for t in range(N):
             for f in range(F2):
                 row, total = y[t, f], sums[t * F2 + f]
@@ -132,7 +132,7 @@ def _convolve_back(dy: Array, valid: Array, panels: Array, dx: Array) -> None:
                             if real[n + later]:
                                 its_dy, i = matrix(frames[n + later]), 1 + s % 2 - 2 * later
                                 w = after(panel, (3 * i + 2 - 2 * odd) * O * wide)
-                                multiply(number, places, K, wide, its_dy, w, tile, tile)
+                                add_product(number, places, K, its_dy, w, tile)
                         for f in range(places):
                             row, total = dx[b, s, 2 * f + odd], sums[f]
                             for c in range(width):

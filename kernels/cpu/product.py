@@ -123,14 +123,20 @@ _tile1, _tile5, _tile6 = tile_product(1), tile_product(5), tile_product(6)
 
 
 @compiled_inside
+def rows_of_tile(left: int) -> int:
+    """Return how many of the rows that are left the next tile makes: as many as six and five go, from 20 rows on."""
+    tiles = (left + ROWS - 1) // ROWS
+    if 5 * tiles <= left:
+        return 6 if left > 5 * tiles else 5
+    return 6 if left >= 6 else 1
+
+
+@compiled_inside
 def multiply(number: float, N: int, K: int, O: int, x: Matrix, w: Matrix, start: Matrix, y: Matrix) -> None:
     """Let y (N, O) be start + x (N, K) w (K, O), for O of COLUMNS at least; some columns may be made twice."""
-    tiles = (N + ROWS - 1) // ROWS
-    fives, ones, n = ROWS * tiles - N, 0, 0  # tiles of six rows and of five: from 20 on any number consists of them
-    if fives > tiles:
-        fives, ones = 0, N % ROWS
+    n = 0
     while n < N:
-        rows = 1 if N - n <= ones else 5 if N - n <= 5 * fives else 6
+        rows = rows_of_tile(N - n)
         its_x = after(x, n * x.next)
         for p in range(0, O, COLUMNS):
             c = min(p, O - COLUMNS)
@@ -141,6 +147,23 @@ def multiply(number: float, N: int, K: int, O: int, x: Matrix, w: Matrix, start:
                 _tile5(number, K, its_x, its_w, from_start, to)
             else:
                 _tile1(number, K, its_x, its_w, from_start, to)
+        n += rows
+
+
+@compiled_inside
+def add_product(number: float, N: int, K: int, x: Matrix, panel: Matrix, y: Matrix) -> None:
+    """Add to y (N, COLUMNS) what is x (N, K) times a panel (K, COLUMNS)."""
+    w, n = Matrix(panel.base, panel.first, COLUMNS, 1), 0
+    while n < N:
+        rows = rows_of_tile(N - n)
+        its_x = Matrix(x.base, x.first + n * x.next, x.next, 1)  # of which the tile knows how its numbers lie
+        its_y = Matrix(y.base, y.first + n * COLUMNS, COLUMNS, 1)
+        if rows == 6:
+            _tile6(number, K, its_x, w, its_y, its_y)
+        elif rows == 5:
+            _tile5(number, K, its_x, w, its_y, its_y)
+        else:
+            _tile1(number, K, its_x, w, its_y, its_y)
         n += rows
 
 
