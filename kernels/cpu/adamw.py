@@ -41,9 +41,7 @@ def _adamw_leaves(
     for n in range(len(sizes)):
         p, g = array_at(number, ps[n], sizes[n]), array_at(number, gs[n], sizes[n])
         m, v = array_at(number, ms[n], sizes[n]), array_at(number, vs[n], sizes[n])
-        step = array_at(1.0, steps[n], 1)
-        step[0] += 1
-        _adamw(p, g, m, v, step[0], lr, beta1, beta2, eps, decays[n])
+        _adamw(p, g, m, v, steps[n], lr, beta1, beta2, eps, decays[n])
 
 
 def adamw_update_leaves(
@@ -61,11 +59,12 @@ def adamw_update_leaves(
     dtype, shapes, (ms, vs, steps) = ps[0].dtype, [p.shape for p in ps], zip(*moments, strict=True)
     gs = [np.asarray(g, order="C") for g in gs]
     tables = [table_of(leaves, shapes, dtype) for leaves in (ps, gs, ms, vs)]
-    tables.append(table_of(steps, [()] * len(ps), np.dtype(np.float64)))
     if any(table is None for table in tables) or not all(a.flags.writeable for a in (*ps, *ms, *vs, *steps)):
         return NotImplemented  # a copy would move in the place of what is no array of rows
-    sizes = np.array([p.size for p in ps])
-    _adamw_leaves(dtype.type(0), sizes, np.array(decays), *tables, float(lr), beta1, beta2, eps)
+    for step in steps:
+        np.add(step, 1, out=step)
+    sizes, counts = np.array([p.size for p in ps]), np.array(steps, float)
+    _adamw_leaves(dtype.type(0), sizes, np.array(decays), *tables, counts, float(lr), beta1, beta2, eps)
     return None
 
 

@@ -12,7 +12,7 @@ from minihra.kernels.cpu.compiled import compiled, compiled_inside
 
 @compiled
 def _address(array: Array) -> int:
-    """Return where an array lies: in a tenth of the time that NumPy takes to tell."""
+    """Return where an array (n,) lies: in a tenth of the time that NumPy takes to tell."""
     return np.intp(array.ctypes.data)
 
 
@@ -23,7 +23,7 @@ def table_of(arrays: Sequence[Array], shapes: Iterable[tuple[int, ...]], dtype: 
     for array, shape in zip(arrays, shapes, strict=True):
         if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
             return None
-    return np.array([_address(array) for array in arrays], np.int64)
+    return np.array([_address(array.reshape(-1)) for array in arrays], np.int64)
 
 
 @intrinsic
