@@ -1,7 +1,10 @@
 """Products inside compiled loops: of what follows each other in the cache, and of many small matrices in one call.
 
 y = start + x w is made in tiles of at most ROWS rows and COLUMNS columns, whose sums stay in registers. The innermost
-loop is written for LLVM by hand, as a vector for each row: left to itself it keeps the sums in memory.
+loop is written for LLVM by hand, as two vectors for each row: left to itself it keeps the sums in memory.
+
+The linear maps of a thread that has no others are made so, too (`product`): of a matrix whose columns lie in panels of
+COLUMNS, and the bias with them.
 """
 
 from collections.abc import Callable
@@ -9,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from llvmlite import ir
+from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
@@ -131,6 +135,17 @@ def rows_of_tile(left: int) -> int:
     return 6 if left >= 6 else 1
 
 
+@njit(inline="always")  # by Numba, so that each place knows what is constant there
+def make_tile(rows: int, number: float, K: int, x: Matrix, w: Matrix, start: Matrix, y: Matrix) -> None:
+    """Let COLUMNS columns of six rows of y, of five or of one, be start + x w, a sum of K terms."""
+    if rows == 6:
+        _tile6(number, K, x, w, start, y)
+    elif rows == 5:
+        _tile5(number, K, x, w, start, y)
+    else:
+        _tile1(number, K, x, w, start, y)
+
+
 @compiled_inside
 def multiply(number: float, N: int, K: int, O: int, x: Matrix, w: Matrix, start: Matrix, y: Matrix) -> None:
     """Let y (N, O) be start + x (N, K) w (K, O), for O of COLUMNS at least; some columns may be made twice."""
@@ -141,12 +156,7 @@ def multiply(number: float, N: int, K: int, O: int, x: Matrix, w: Matrix, start:
         for p in range(0, O, COLUMNS):
             c = min(p, O - COLUMNS)
             its_w, from_start, to = after(w, c), after(start, n * start.next + c), after(y, n * y.next + c)
-            if rows == 6:
-                _tile6(number, K, its_x, its_w, from_start, to)
-            elif rows == 5:
-                _tile5(number, K, its_x, its_w, from_start, to)
-            else:
-                _tile1(number, K, its_x, its_w, from_start, to)
+            make_tile(rows, number, K, its_x, its_w, from_start, to)
         n += rows
 
 
@@ -158,12 +168,7 @@ def add_product(number: float, N: int, K: int, x: Matrix, panel: Matrix, y: Matr
         rows = rows_of_tile(N - n)
         its_x = Matrix(x.base, x.first + n * x.next, x.next, 1)  # of which the tile knows how its numbers lie
         its_y = Matrix(y.base, y.first + n * COLUMNS, COLUMNS, 1)
-        if rows == 6:
-            _tile6(number, K, its_x, w, its_y, its_y)
-        elif rows == 5:
-            _tile5(number, K, its_x, w, its_y, its_y)
-        else:
-            _tile1(number, K, its_x, w, its_y, its_y)
+        make_tile(rows, number, K, its_x, w, its_y, its_y)
         n += rows
 
 
