@@ -14,7 +14,7 @@ from minihra.kernels.cpu.compiled import compiled
 from minihra.kernels.cpu.gru import gru_backward, gru_forward
 from minihra.kernels.cpu.indrnn import indrnn_backward, indrnn_forward
 from minihra.kernels.cpu.linear import linear_backward, linear_forward
-from minihra.kernels.cpu.product import COLUMNS, LEAST_ROWS, ROWS, matrix, multiply, panels_of, product
+from minihra.kernels.cpu.product import COLUMNS, LEAST_ROWS, MOST_SIZE, ROWS, matrix, multiply, panels_of, product
 from minihra.layers.gru import GRUParams
 from minihra.layers.indrnn import IndRNNParams
 from minihra.layers.linear import LinearParams
@@ -81,7 +81,14 @@ def test_panels_hold_all_columns(O: int) -> None:
 
 @pytest.mark.parametrize(
     ("is_alone", "rows", "width", "tiles"),
-    [(True, LEAST_ROWS, COLUMNS, 1), (False, 99, 99, 0), (True, LEAST_ROWS - 1, 99, 0), (True, 99, COLUMNS - 1, 0)],
+    [
+        (True, LEAST_ROWS, COLUMNS, 1),
+        (True, LEAST_ROWS, MOST_SIZE // 5, 1),
+        (True, LEAST_ROWS, MOST_SIZE // 5 + 1, 0),
+        (True, LEAST_ROWS - 1, 99, 0),
+        (True, LEAST_ROWS, COLUMNS - 1, 0),
+        (False, LEAST_ROWS, 99, 0),
+    ],
 )
 def test_blas_has_the_others(
     is_alone: bool, rows: int, width: int, tiles: int, monkeypatch: pytest.MonkeyPatch

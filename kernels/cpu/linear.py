@@ -1,14 +1,13 @@
-"""Twin of the linear map: its products in tiles, with the bias; for few rows of one caller, by BLAS from W'.
+"""Twin of the linear map: its products in tiles, with the bias; for few rows and a large W, by BLAS from W'.
 
-y' = W' x' is a product of two arrays in the order of their rows where weights lie as PyTorch stores them, (O, I), which
-BLAS makes faster than y = x W; turning y' back costs less than that wins, unless y is wider than x.
+Where weights lie as PyTorch stores them, (O, I), y' = W' x' is a product of two arrays in the order of their rows,
+which BLAS makes faster than y = x W; turning y' back costs less than that wins, unless y is wider than x.
 """
 
 from minihra.arrays import Array, array_module
 from minihra.kernels.cpu.compiled import compiled, launch, must_have
 from minihra.kernels.cpu.product import product
 from minihra.layers.linear import LinearCache, LinearParams
-from minihra.threads import alone
 
 MOST_ROWS = 512
 LEAST_SIZE = 2**18  # of W
@@ -30,7 +29,7 @@ def linear_forward(x: Array, p: LinearParams, *, params: bool = True) -> tuple[A
     xp = array_module(x)
     rows, (I, O) = x.reshape(-1, x.shape[-1]), p.W.shape
     stored_turned = p.W.strides[0] == p.W.dtype.itemsize
-    if not alone() and stored_turned and len(rows) <= MOST_ROWS and O <= I and I * O >= LEAST_SIZE:
+    if stored_turned and len(rows) <= MOST_ROWS and O <= I and I * O >= LEAST_SIZE:
         y = xp.empty((len(rows), O), x.dtype)
         b = xp.zeros((O,), x.dtype) if p.b is None else p.b
         must_have((O,), b)

@@ -29,8 +29,10 @@ AT_ONCE = 8 * ROWS
 SIDE = 8
 """Of the squares in which a matrix is turned."""
 
-LEAST_ROWS = 48
-"""Of a product from which on panels are worth filling."""
+LEAST_ROWS, MOST_SIZE = 96, 2**18
+"""Rows of x from which on panels are worth filling, and elements of W up to which they stay in a cache: beyond, BLAS is
+faster.
+"""
 
 
 class Matrix(NamedTuple):
@@ -265,9 +267,11 @@ def _product(x: Array, W: Array, turned: bool, b: Array, panels: Array, y: Array
 
 
 def product(x: Array, W: Array, b: Array | None = None) -> Array:
-    """Return y (N, O) = x (N, K) W + b: in tiles for a caller who has but its own thread, by BLAS for others."""
+    """Return y (N, O) = x (N, K) W + b: in tiles for a caller who has but its own thread, by BLAS for others and where
+    tiles would not be faster.
+    """
     (N, K), O = x.shape, W.shape[1]
-    if isinstance(x, np.ndarray) and alone() and N >= LEAST_ROWS and O >= COLUMNS:
+    if isinstance(x, np.ndarray) and alone() and N >= LEAST_ROWS and O >= COLUMNS and W.size <= MOST_SIZE:
         must_have((K, O), W)
         must_have((O,), *(() if b is None else (b,)))
         turned, b = W.strides[0] == W.itemsize, np.zeros(O, x.dtype) if b is None else b
