@@ -46,7 +46,7 @@ def test_product_is_exact(O: int, K: int, turned: bool, dtype: type) -> None:
         for given in (x, np.asfortranarray(x)):
             assert np.array_equal(product(given, W, b), x @ W + b)
             assert np.array_equal(product(given, W), x @ W)
-        assert np.array_equal(product(x, W[::1, ::-1]), x @ W[:, ::-1])  # lies neither by rows nor by columns
+        assert np.array_equal(product(x, W[:, ::-1]), x @ W[:, ::-1])  # lies neither by rows nor by columns
 
 
 @compiled

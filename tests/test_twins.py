@@ -329,6 +329,7 @@ def test_an_optimiser_that_a_loop_would_misread_is_the_references() -> None:
         (p.T, g.T, m.T, v.T, step),
         (p, g[:2], m, v, step),
         (p, g, m, v.astype(np.float32), step),
+        (p, g, m, v, np.array(1)),
         (frozen, g, m, v, step),
     ):
         assert with_leaf(*leaf) is NotImplemented

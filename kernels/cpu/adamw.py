@@ -59,7 +59,9 @@ def adamw_update_leaves(
     dtype, shapes, (ms, vs, steps) = ps[0].dtype, [p.shape for p in ps], zip(*moments, strict=True)
     gs = [np.asarray(g, order="C") for g in gs]
     tables = [table_of(leaves, shapes, dtype) for leaves in (ps, gs, ms, vs)]
-    if any(table is None for table in tables) or not all(a.flags.writeable for a in (*ps, *ms, *vs, *steps)):
+    counted = all(step.shape == () and step.dtype == np.float64 for step in steps)
+    whole = counted and all(table is not None for table in tables)
+    if not whole or not all(a.flags.writeable for a in (*ps, *ms, *vs, *steps)):
         return NotImplemented  # a copy would move in the place of what is no array of rows
     for step in steps:
         np.add(step, 1, out=step)

@@ -256,7 +256,7 @@ def multiply_panels(x: Array, panels: Array, b: Array, y: Array) -> None:
             c = left_of(p, wide, O)
             w, start, to = after(all_w, p * K * wide), after(all_b, c), after(all_y, c)
             for row in range(first, min(first + AT_ONCE, N), ROWS):
-                n = min(row, N - ROWS)
+                n = min(row, N - ROWS)  # the last tile makes some rows of the one before again
                 _tile6(number, K, after(all_x, n * K), w, start, after(to, n * O))
 
 
