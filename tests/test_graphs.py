@@ -4,7 +4,9 @@ What a recorded step computes again must depend on its inputs alone: on their nu
 of the batch that it was recorded with.
 """
 
+import gc
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
@@ -241,6 +243,18 @@ def test_a_step_runs_once_before_it_is_recorded(cuda: FakeCuda) -> None:
     assert capture.bytes_held() == 200  # which no pool can give back
     recorder.record(step)
     assert capture.bytes_held() == 400
+
+
+def test_what_a_recorded_step_reads_lives_as_long(cuda: FakeCuda) -> None:
+    def recorded() -> tuple[capture.Captured, weakref.ref]:
+        x = np.zeros(3)
+        return capture.Recorder().record(lambda: x.size), weakref.ref(x)
+
+    captured, x = recorded()
+    assert x() is not None
+    del captured
+    gc.collect()
+    assert x() is None
 
 
 def test_a_recording_that_fails_is_ended(cuda: FakeCuda) -> None:

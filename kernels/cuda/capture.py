@@ -12,10 +12,13 @@ from typing import Any
 
 
 class Captured:
-    """A recorded step: `launch` runs it again on the current stream, and `outputs` are where its results then lie."""
+    """A recorded step: `launch` runs it again on the current stream, and `outputs` are where its results then lie.
 
-    def __init__(self, graph: Any, outputs: Any) -> None:
-        self.launch, self.outputs = graph.launch, outputs
+    It keeps the step, and with it the arrays that the step reads: a graph goes on reading there, whoever they are of.
+    """
+
+    def __init__(self, graph: Any, step: Callable[[], Any], outputs: Any) -> None:
+        self.launch, self.outputs, self._step = graph.launch, outputs, step
 
 
 class Recorder:
@@ -56,7 +59,7 @@ class Recorder:
                 with suppress(RuntimeError):  # a recording that was broken off is no graph
                     stream.end_capture()
                 raise
-            return Captured(stream.end_capture(), outputs)
+            return Captured(stream.end_capture(), step, outputs)
 
 
 def bytes_held() -> int:
