@@ -144,6 +144,7 @@ CUDA_UNPAIRED = {
     "adamw_update_leaves": "adamw",
     "clip_leaves": "adamw",
     "add_leaves": "adamw",
+    "subsample": "subsampling",
 }
 """The same for the GPU."""
 

@@ -98,6 +98,87 @@ class Library:
         return stored.T if turned else stored
 
 
+LT_ATTRIBUTES = {  # of descriptions, by kind and number: what they are called, and their type
+    "Desc": {3: ("op_a", ctypes.c_int32), 4: ("op_b", ctypes.c_int32), 7: ("epilogue", ctypes.c_int32)}
+    | {8: ("bias", ctypes.c_void_p)},
+    "Preference": {1: ("workspace", ctypes.c_size_t)}
+    | {number: (f"aligned_{name}", ctypes.c_uint32) for number, name in zip((5, 6, 7, 8), "abcd", strict=True)},
+}
+
+
+class LtLibrary(Library):
+    """Stands for cublasLt: the descriptions that it has made, by number. `proposes` says how many kernels it knows."""
+
+    def __init__(self, of_cublas: Library) -> None:
+        super().__init__()
+        self.memory, self.of_cublas = of_cublas.memory, of_cublas
+        self.descriptions, self.proposes = {}, 1
+
+    def __getattr__(self, name: str) -> object:
+        def call(*arguments: object) -> int:
+            self.calls.append(name)
+            return self.fails[name] if name in self.fails else getattr(self, f"run_{name}")(*arguments)
+
+        return call
+
+    def made(self, where: object, **what: object) -> int:
+        where._obj.value = 1000 + len(self.descriptions)
+        self.descriptions[where._obj.value] = what
+        return 0
+
+    def run_cublasLtMatmulDescCreate(self, where: object, compute: int, scale: int) -> int:
+        return self.made(where, compute=compute, scale=scale, op_a=0, op_b=0, epilogue=1)
+
+    def run_cublasLtMatrixLayoutCreate(self, where, data, rows, columns, width) -> int:
+        assert [type(x) for x in (rows, columns, width)] == [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int64]
+        assert width.value >= rows.value
+        return self.made(where, data=data, shape=(rows.value, columns.value), width=width.value)
+
+    def run_cublasLtMatmulPreferenceCreate(self, where: object) -> int:
+        return self.made(where)
+
+    def set(self, kind: str, of: object, attribute: int, value: object, size: ctypes.c_size_t) -> int:
+        name, its_type = LT_ATTRIBUTES[kind][attribute]
+        assert type(value._obj) is its_type and size.value == ctypes.sizeof(its_type)
+        self.descriptions[of.value][name] = value._obj.value
+        return 0
+
+    def run_cublasLtMatmulDescSetAttribute(self, *arguments: object) -> int:
+        return self.set("Desc", *arguments)
+
+    def run_cublasLtMatmulPreferenceSetAttribute(self, *arguments: object) -> int:
+        return self.set("Preference", *arguments)
+
+    def run_cublasLtMatmulAlgoGetHeuristic(self, handle, product, a, b, c, d, wishes, wanted, where, found) -> int:
+        assert handle.value == HANDLE and wanted == 1 and ctypes.sizeof(where._obj) == 96
+        assert self.descriptions[wishes.value]["workspace"] == WORKSPACE.nbytes and c.value == d.value
+        where._obj.algorithm[0] = product.value
+        found._obj.value = self.proposes
+        return 0
+
+    def run_cublasLtMatmul(
+        self, handle, product, alpha, a, of_a, b, of_b, beta, c, of_c, d, of_d, algorithm, workspace, size, stream
+    ):  # fmt: skip
+        how = self.descriptions[product.value]
+        kind, self.compute = how["scale"], how["compute"]
+        assert handle.value == HANDLE and (kind, self.compute) in COMPUTE
+        assert algorithm._obj.algorithm[0] == product.value
+        assert (workspace.value, stream.value) == (WORKSPACE.ctypes.data, STREAM) and how["epilogue"] == 4
+        assert size.value == WORKSPACE.nbytes
+        assert type(alpha._obj) is type(beta._obj) is TYPES[kind] and alpha._obj.value == 1 and beta._obj.value == 0
+        assert (c.value, of_c.value) == (d.value, of_d.value)
+        matrices = [self.descriptions[one.value] for one in (of_a, of_b, of_d)]
+        assert all(matrix["data"] == kind for matrix in matrices)
+        turned = how["op_a"], how["op_b"], 0
+        views = [
+            self.view((at, matrix["width"], 0), 0, matrix["shape"][:: -1 if t else 1], t, kind)
+            for at, matrix, t in zip((a, b, d), matrices, turned, strict=True)
+        ]
+        bias = self.view((ctypes.c_void_p(how["bias"]), len(views[2]), 0), 0, (len(views[2]), 1), 0, kind)
+        views[2][...] = views[0] @ views[1] + bias
+        return 0
+
+
 class Numpy(ModuleType):
     """NumPy, with what `product` needs of CuPy and without products of its own; the library may use what it makes."""
 

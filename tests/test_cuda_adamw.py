@@ -9,6 +9,7 @@ import pytest
 
 from minihra import optim
 from minihra.arrays import Array
+from minihra.blocks.subsampling import subsample
 from minihra.kernels.cuda import adamw
 from minihra.kernels.cuda.launch import layout_of
 from minihra.ops import CUDA_UNPAIRED, references, twins_in
@@ -193,9 +194,9 @@ def test_the_switchboard_takes_the_twins() -> None:
     assert started.call_count == 2 * 2 * 5
 
 
-@pytest.mark.parametrize("name", ["adamw_update_leaves", "clip_leaves"])
-def test_signature_is_that_of_the_reference(name: str) -> None:
-    wanted = signature(getattr(optim, name).__wrapped__)
+@pytest.mark.parametrize("function", [optim.adamw_update_leaves, optim.clip_leaves, subsample])
+def test_signature_is_that_of_the_reference(function: Callable) -> None:
+    wanted, name = signature(function.__wrapped__), function.__name__
     found = signature(getattr(twins_in(CUDA_UNPAIRED[name], "cuda"), name))
     assert [(p.name, p.kind, p.default) for p in found.parameters.values()] == [
         (p.name, p.kind, p.default) for p in wanted.parameters.values()

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 
 from minihra.arrays import Array
 from minihra.blocks.convolution import ConvolutionParams, convolution_backward, convolution_forward
+from minihra.blocks.subsampling import SeparableConv2dParams, SubsamplingParams, subsample
 from minihra.cases import filled, filled_statistics, linear, numbers
-from minihra.kernels.cuda import conv, conv2d, convolution
+from minihra.kernels.cuda import conv, conv2d, convolution, subsampling
 from minihra.layers.conv import DepthwiseConvParams
 from minihra.layers.conv2d import Conv2dParams, DepthwiseConv2dParams
 from minihra.layers.norms import BatchNormParams, LayerNormParams
@@ -193,6 +195,88 @@ def test_conv2d(lengths: list[int], F: int, I: int, O: int, params: bool, dtype:
         inputs = {"x": x, "valid": valid, "p": p}
         for below in (True, False):
             assert_equal(*pairs(conv2d, name), inputs, dy, dtype, params=params, below=below)
+
+
+FRONT_ENDS = [  # frames of the utterances, frequencies, channels of both convolutions, width
+    ([1], 1, 1, 1, 2),
+    ([2, 0, 1], 5, 3, 2, 3),
+    ([5, 3], 4, 33, 4, 5),
+    ([23, 18, 3], 21, 5, 17, 6),
+    ([40, 40], 9, 70, 3, 2),
+]
+
+
+@DTYPES
+@pytest.mark.parametrize(("lengths", "F", "I", "O", "C"), FRONT_ENDS, ids=str)
+def test_frozen_front_end(lengths: list[int], F: int, I: int, O: int, C: int, dtype: type) -> None:
+    """Taken by the switchboard; also with a mask that has holes, and one that lies with gaps."""
+    T = lengths[0]
+    convs = Conv2dParams(numbers(3, 3, 1, I, k=1), numbers(I, k=2)), Conv2dParams(numbers(3, 3, I, O, k=3), numbers(O))
+    p = cast(SubsamplingParams(convs, linear(-(-F // 4) * O, C, 5)), dtype)
+    valid, holes = valid_from_lengths(lengths, T), numbers(len(lengths), T, k=7) > -0.3
+    for mask in (valid, holes, np.repeat(valid, 2, axis=1)[:, ::2]):
+        features, results = padded_input(len(lengths), T, F, valid=mask, dtype=dtype), []
+        for scale in (1.0, 1.5):
+            wanted = reference_of(subsample)(features, mask, p, scale=scale)
+            for way in ({}, *ORDERS):
+                with (
+                    gpu_of_stand_ins(threads=64, **way),
+                    patch.object(subsampling, "of_patches", wraps=conv2d.of_patches) as taken,
+                ):
+                    found = back(subsample(*moved((features, mask, p)), scale=scale))
+                assert taken.call_count == 1
+                assert_same(found, wanted, dtype)
+                results.append(found[0].tobytes())
+            assert set(results) == {results[0]}
+            results.clear()
+
+
+def test_a_nan_of_a_real_frame_shows() -> None:
+    features, valid = np.zeros((2, 9, 12)), np.ones((2, 9), bool)
+    features[1, 4, 7] = np.nan
+    convs = Conv2dParams(numbers(3, 3, 1, 3), numbers(3)), Conv2dParams(numbers(3, 3, 3, 4), numbers(4))
+    with emulated():
+        y, _ = subsampling.subsample(features, valid, SubsamplingParams(convs, linear(12, 5, 5)))
+    assert np.isfinite(y[0]).all() and np.isnan(y[1, 1]).any()
+
+
+def test_other_front_ends_are_left_to_the_reference() -> None:
+    full, out = Conv2dParams(numbers(3, 3, 1, 2), numbers(2)), linear(8, 5, 5)
+    again = Conv2dParams(numbers(3, 3, 2, 2), numbers(2))
+    separable = SeparableConv2dParams(DepthwiseConv2dParams(numbers(3, 3, 2), numbers(2)), linear(2, 2, 3))
+    for convs in ((full,), (full, again, again), (full, separable)):
+        p = SubsamplingParams(convs, out)
+        assert subsampling.subsample(np.zeros((1, 4, 8)), np.ones((1, 4), bool), p) is NotImplemented
+
+
+@pytest.mark.parametrize("wrong", ["frequencies", "mask", "kernel", "bias", "second kernel", "second bias", "out"])
+def test_a_front_end_that_does_not_fit_is_refused(wrong: str) -> None:
+    """A kernel would read beyond an array."""
+    first, second = Conv2dParams(numbers(3, 3, 1, 3), numbers(3)), Conv2dParams(numbers(3, 3, 3, 4), numbers(4))
+    features, valid, p = (
+        np.zeros((2, 9, 12)),
+        np.ones((2, 9), bool),
+        SubsamplingParams((first, second), linear(12, 5, 5)),
+    )
+    with emulated():
+        subsampling.subsample(features, valid, p)
+        match wrong:
+            case "frequencies":
+                features = features[..., :8]
+            case "mask":
+                valid = valid[:1]
+            case "kernel":
+                p = p._replace(convs=(first._replace(W=first.W[..., :2]), second))
+            case "bias":
+                p = p._replace(convs=(first._replace(b=first.b[:2]), second))
+            case "second kernel":
+                p = p._replace(convs=(first, second._replace(W=second.W[:, :, :2])))
+            case "second bias":
+                p = p._replace(convs=(first, second._replace(b=second.b[:3])))
+            case "out":
+                p = p._replace(out=p.out._replace(W=p.out.W[:8]))
+        with pytest.raises((TypeError, ValueError)):
+            subsampling.subsample(features, valid, p)
 
 
 SHAPES = {  # of x, the kernel and its type

@@ -8,9 +8,11 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from minihra.kernels.cuda import products
+from minihra.kernels.cuda import biased_product, linear, products
 from minihra.kernels.cuda.products import Cublas, allow_tf32, product
-from tests.fake_cublas import WORKSPACE, Library, Numpy
+from minihra.layers.linear import LinearParams
+from tests.cuda_twins import emulated
+from tests.fake_cublas import WORKSPACE, Library, LtLibrary, Numpy
 
 
 @pytest.fixture
@@ -221,3 +223,74 @@ def test_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "cuda", SimpleNamespace(pathfinder=pathfinder))
     with pytest.raises(OSError, match="pip install nvidia-cublas-cu12 for CUDA 12"):
         products.cublas()
+
+
+@pytest.fixture
+def lt(xp: Numpy, monkeypatch: pytest.MonkeyPatch) -> LtLibrary:
+    """Products with a bias go to a stand-in for cublasLt, which may touch what that for cuBLAS may."""
+    library = LtLibrary(xp.cublas)
+    handle = biased_product.CublasLt(library, products.cublas())
+    monkeypatch.setattr(biased_product, "cublas_lt", lambda: handle)
+    monkeypatch.setattr(biased_product, "array_module", lambda x: xp)
+    monkeypatch.setattr(biased_product, "WORKSPACE", WORKSPACE.nbytes)
+    monkeypatch.setattr(linear, "is_cupys", lambda x: True)
+    return library
+
+
+def mapped(x: np.ndarray, W: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return linear.linear_forward(x, LinearParams(W, b))[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", SIZES)
+def test_products_with_a_bias(size: tuple[int, int, int], dtype: str, lt: LtLibrary, xp: Numpy) -> None:
+    (N, K, M), made = size, lambda *shape: xp.random(*shape, dtype=dtype)
+    for lie_x, lie_W in combinations((*LAYOUTS[:4], *COPIED), LAYOUTS[:4]):
+        x, W, b = lie_x(made, N, K), lie_W(made, K, M), made(M)
+        np.testing.assert_allclose(mapped(x, W, b), x @ W + b, rtol=1e-5, atol=1e-5)
+    assert lt.calls.count("cublasLtMatmul") == 7 * 4 and count(xp, "Gemm") == 0
+
+
+def test_a_plan_is_made_once_for_its_sizes(lt: LtLibrary, xp: Numpy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And anew for other alignments, layouts and sizes, and where tensor cores are allowed."""
+    monkeypatch.setattr(biased_product, "WELL_ALIGNED", 16)  # which all of NumPy's arrays are
+    room, W, b = (xp.random(*shape, dtype="float32") for shape in ((41,), (4, 5), (5,)))
+    apart, close = room[:12].reshape(3, 4), room[1:13].reshape(3, 4)
+
+    def plans(x: np.ndarray, W: np.ndarray = W) -> int:
+        np.testing.assert_allclose(mapped(x, W, b), x @ W + b, rtol=1e-5, atol=1e-5)
+        return lt.calls.count("cublasLtMatmulAlgoGetHeuristic")
+
+    assert plans(apart) == plans(xp.copy(apart)) == 1
+    assert plans(close) == plans(close) == 2
+    assert plans(apart[:2]) == 3
+    assert plans(apart, xp.copy(W.T).T) == 4
+    allow_tf32(True)
+    mapped(apart, W, b)
+    assert lt.compute == 77 and lt.calls.count("cublasLtMatmulAlgoGetHeuristic") == 5
+
+
+def test_without_a_kernel_of_cublas_lt_the_bias_is_added(lt: LtLibrary, xp: Numpy) -> None:
+    x, W, b = xp.random(3, 4), xp.random(4, 5), xp.random(5)
+    plans = biased_product.cublas_lt().plans
+    for lt.proposes, lt.fails in ((0, {}), (1, {"cublasLtMatmulAlgoGetHeuristic": 15})):
+        plans.clear()
+        with emulated():
+            np.testing.assert_allclose(mapped(x, W, b), x @ W + b, rtol=1e-12)
+        assert "cublasLtMatmul" not in lt.calls
+    lt.fails = {"cublasLtMatmulAlgoGetHeuristic": 13}
+    plans.clear()
+    with pytest.raises(RuntimeError, match="cublasLtMatmulAlgoGetHeuristic failed: CUBLAS_STATUS_EXECUTION_FAILED"):
+        mapped(x, W, b)
+
+
+def test_a_bias_that_does_not_fit_is_refused(lt: LtLibrary, xp: Numpy) -> None:
+    x, W = xp.random(3, 4), xp.random(4, 5)
+    for b in (xp.random(4), xp.random(5, dtype="float32"), xp.random(10)[::2], xp.random(5, 1)):
+        with pytest.raises(ValueError, match="a bias of shape"):
+            mapped(x, W, b)
+    with pytest.raises(ValueError, match="no product of the shapes"):
+        mapped(xp.random(3, 5), W, xp.random(5))
+    lt.fails = {"cublasLtMatmul": 14}
+    with pytest.raises(RuntimeError, match=r"cublasLtMatmul failed for \(3, 4\) @ \(4, 5\)"):
+        mapped(x, W, xp.random(5))

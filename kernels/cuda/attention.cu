@@ -66,26 +66,22 @@ __device__ __forceinline__ Index shifted_row(Index b, Index t, Index a, Index T,
 }
 
 // y_j = exp(score(j)) / their sum, over the j for which kept(j) is true; 0 for the others. y may be what score reads.
-// The largest score is subtracted, but not looked for beforehand: each lane keeps the largest that it has met and the
-// sum of exp(score - largest), and scales the sum anew when a larger one comes.
 template <class Kept, class Score>
 __device__ __forceinline__ void softmax(REAL* y, int T, Kept kept, Score score) {
     const REAL lowest = sizeof(REAL) == 8 ? -1.7e308 : -3.4e38;  // not infinite: the difference of two must be 0
+    auto row = row_of<REAL>(T, [=](int j) { return kept(j) ? score(j) : lowest; });
     REAL largest = lowest, sum = 0;
-    EACH_LANE(j, T) {
-        if (!kept(j)) continue;
-        const REAL s = score(j);
-        if (s > largest) {
-            sum = sum * exp(largest - s) + 1;
-            largest = s;
-        } else {
-            sum += exp(s - largest);  // and NaN stays
-        }
-        y[j] = s;
-    }
-    const REAL most = warp_max(largest), total = warp_sum(sum * exp(largest - most));
-    const REAL scale = 1 / total;  // which nobody asks for where none is kept
-    EACH_LANE(j, T) y[j] = kept(j) ? exp(y[j] - most) * scale : 0;
+    row.each([&](int, REAL s) { largest = s > largest ? s : largest; });  // NaN shows in the sum
+    const REAL most = warp_max(largest);
+    row.each([&](int, REAL& s) {
+        s = exp(s - most);
+        sum += s;
+    });
+    const REAL scale = 1 / warp_sum(sum);
+    row.each([&](int j, REAL s) {
+        // what is not in registers is still a score
+        y[j] = kept(j) ? (j < KEPT * LANES ? s : exp(s - most)) * scale : 0;
+    });
 }
 
 // Scores become weights in place: query t sees the valid keys from t - left to t + right, and none if it is padding.
@@ -106,6 +102,8 @@ extern "C" __global__ void attention_weights(
     }
 }
 
+struct Weight { REAL y, dy; };
+
 // ds_j = y_j (dy_j - sum_i dy_i y_i) scale in place of dy, and the same in dw where w was read, 0 elsewhere.
 extern "C" __global__ void attention_weights_backward(
     const REAL* y,  // (B, A, T, T)
@@ -115,13 +113,14 @@ extern "C" __global__ void attention_weights_backward(
     EACH_WARP(n, (Index)B * A * T) {
         const Index b = n / T / A, a = n / T % A, t = n % T, row = n * T, shifted = shifted_row(b, t, a, T, A);
         REAL sum = 0;
-        EACH_LANE(j, T) sum += ds[row + j] * y[row + j];
+        auto weights = row_of<Weight>(T, [=](int j) { return Weight{y[row + j], ds[row + j]}; });
+        weights.each([&](int, Weight v) { sum += v.dy * v.y; });
         const REAL along = warp_sum(sum);
-        EACH_LANE(j, T) {
-            const REAL v = y[row + j] * (ds[row + j] - along) * scale;
-            ds[row + j] = v;
-            if (dw) dw[shifted + j] = v;
-        }
+        weights.each([&](int j, Weight v) {
+            const REAL its_ds = v.y * (v.dy - along) * scale;
+            ds[row + j] = its_ds;
+            if (dw) dw[shifted + j] = its_ds;
+        });
         if (!dw) continue;
         EACH_LANE(j, T - 1 - t) dw[shifted - 1 - j] = 0;
         EACH_LANE(j, t) dw[shifted + T + j] = 0;

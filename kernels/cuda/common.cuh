@@ -16,6 +16,37 @@ typedef long long Index;  // of an element: an array may have more than 2^31
          n += (Index)gridDim.x * blockDim.x / LANES)
 #define EACH_LANE(c, C) for (int c = threadIdx.x % LANES; c < (C); c += LANES)
 
+// A warp's row of C numbers, of which each lane reads every LANES-th once, up to KEPT of them, into registers; those of a
+// longer row are read again each time. Read(c) is the number in column c, and f(c, number) what is done with each.
+#define KEPT 16
+
+template <class Number, class Read> struct Row {
+    Number kept[KEPT];
+    int C;
+    Read read;
+
+    __device__ __forceinline__ Row(int C, Read read) : C(C), read(read) {
+        const int lane = threadIdx.x % LANES;
+#pragma unroll
+        for (int j = 0; j < KEPT; j++) kept[j] = lane + j * LANES < C ? read(lane + j * LANES) : Number{};
+    }
+
+    template <class F> __device__ __forceinline__ void each(F f) {
+        const int lane = threadIdx.x % LANES;
+#pragma unroll
+        for (int j = 0; j < KEPT; j++)
+            if (lane + j * LANES < C) f(lane + j * LANES, kept[j]);
+        for (int c = lane + KEPT * LANES; c < C; c += LANES) {
+            Number again = read(c);
+            f(c, again);
+        }
+    }
+};
+
+template <class Number, class Read> __device__ __forceinline__ Row<Number, Read> row_of(int C, Read read) {
+    return Row<Number, Read>(C, read);
+}
+
 // The sum or the largest of what the lanes of a warp have, in each of them. The order of the sum is always the same.
 __device__ __forceinline__ REAL warp_sum(REAL v) {
     for (int step = LANES / 2; step > 0; step /= 2) v += __shfl_xor_sync(ALL_LANES, v, step);

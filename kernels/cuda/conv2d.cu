@@ -26,29 +26,83 @@ __device__ __forceinline__ Index met_by(const Spot& at, int i, int j, const bool
     return inside && valid[at.row * T + t] ? (at.row * T2 + t / 2) * F2 + f / 2 : -1;
 }
 
+// Which row each tap of an output meets, as each lane below nine finds out for one of them.
+__device__ __forceinline__ Index met_by_lane(const Spot& at, const bool* valid, int T, int F) {
+    const int tap = threadIdx.x % LANES;
+    return tap < 9 ? met(at, tap / 3, tap % 3, valid, T, F) : -1;
+}
+
 extern "C" __global__ void conv2d_patches(
     const REAL* __restrict__ x,      // (B, T, F, I)
     const bool* __restrict__ valid,  // (B, T)
     REAL* __restrict__ patches,      // (B, T2, F2, 9, I)
     int B, int T, int F, int T2, int F2, int I) {
-    EACH_WARP(n, (Index)B * T2 * F2 * 9) {
-        const int tap = n % 9;
-        const Index from = met(spot(n / 9, T2, F2), tap / 3, tap % 3, valid, T, F);
-        for (int c = threadIdx.x % LANES * PACK; c < I; c += LANES * PACK)
-            store(patches + n * I + c, I - c, from < 0 ? Pack{} : load(x + from * I + c, I - c));
+    EACH_WARP(n, (Index)B * T2 * F2) {
+        const Index mine = met_by_lane(spot(n, T2, F2), valid, T, F);
+        for (int tap = 0; tap < 9; tap++) {
+            const Index from = __shfl_sync(ALL_LANES, mine, tap), to = (n * 9 + tap) * I;
+            for (int c = threadIdx.x % LANES * PACK; c < I; c += LANES * PACK)
+                store(patches + to + c, I - c, from < 0 ? Pack{} : load(x + from * I + c, I - c));
+        }
     }
 }
 
-// y becomes y + b, and 0 on padded frames.
+__device__ __forceinline__ REAL relu(REAL v) { return v > 0 || v != v ? v : 0; }  // NaN stays
+
+// The patches of a second convolution, of what a first one of a single channel and relu make of the features x. That is
+// never written as such: each of its outputs is computed for each of the four or fewer patches in which it stands. Nine
+// of them together read 7 x 7 features, which all lanes have in registers.
+extern "C" __global__ void first_patches(
+    const REAL* __restrict__ x,      // (B, T, F)
+    const bool* __restrict__ valid,  // (B, T)
+    const REAL* __restrict__ W,      // (9, I)
+    const REAL* __restrict__ b,      // (I)
+    REAL* __restrict__ patches,      // (B, T4, F4, 9, I)
+    int B, int T, int F, int T4, int F4, int I) {
+    const int T2 = (T + 1) / 2, F2 = (F + 1) / 2, lane = threadIdx.x % LANES;
+    EACH_WARP(n, (Index)B * T4 * F4) {
+        const Spot at = spot(n, T4, F4);
+        REAL mine[2], window[49];
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            const int s = lane + j * LANES, t = 4 * at.t - 3 + s / 7, f = 4 * at.f - 3 + s % 7;
+            const bool inside = s < 49 && t >= 0 && t < T && f >= 0 && f < F;
+            mine[j] = inside && valid[at.row * T + t] ? x[(at.row * T + t) * F + f] : 0;
+        }
+#pragma unroll
+        for (int s = 0; s < 49; s++) window[s] = __shfl_sync(ALL_LANES, mine[s / LANES], s % LANES);
+        const int t2 = 2 * at.t - 1 + lane / 3, f2 = 2 * at.f - 1 + lane % 3;  // of the lane's tap
+        const bool inside = lane < 9 && t2 >= 0 && t2 < T2 && f2 >= 0 && f2 < F2;
+        const unsigned there = __ballot_sync(ALL_LANES, inside && valid[at.row * T + 2 * t2]);
+        EACH_LANE(c, I) {
+            REAL w[9];
+#pragma unroll
+            for (int k = 0; k < 9; k++) w[k] = W[k * I + c];
+            const REAL bias = b[c];
+#pragma unroll
+            for (int tap = 0; tap < 9; tap++) {
+                REAL sum = 0;
+#pragma unroll
+                for (int k = 0; k < 9; k++) sum += w[k] * window[(2 * (tap / 3) + k / 3) * 7 + 2 * (tap % 3) + k % 3];
+                patches[(n * 9 + tap) * I + c] = there >> tap & 1 ? relu(sum + bias) : 0;
+            }
+        }
+    }
+}
+
+// y becomes y + b, what is below 0 becomes 0 if it is `bent`, and all does on padded frames.
 extern "C" __global__ void conv2d_finish(
     REAL* __restrict__ y,            // (B, T2, F2, O)
     const REAL* __restrict__ b,      // (O)
     const bool* __restrict__ valid,  // (B, T)
-    int B, int T, int F, int T2, int F2, int O) {
+    int B, int T, int F, int T2, int F2, int O, bool bent) {
     EACH_WARP(n, (Index)B * T2 * F2) {
         const Spot at = spot(n, T2, F2);
         const bool real = valid[at.row * T + 2 * at.t];
-        EACH_LANE(o, O) y[n * O + o] = real ? y[n * O + o] + b[o] : 0;
+        EACH_LANE(o, O) {
+            const REAL v = y[n * O + o] + b[o];
+            y[n * O + o] = !real ? 0 : bent ? relu(v) : v;
+        }
     }
 }
 
@@ -95,13 +149,20 @@ extern "C" __global__ void depthwise_conv2d_forward(
     EACH_WARP(n, (Index)B * T2 * F2) {
         const Spot at = spot(n, T2, F2);
         const bool real = valid[at.row * T + 2 * at.t];
+        const Index mine = met_by_lane(at, valid, T, F);
+        const REAL only = I == 1 && mine >= 0 ? x[mine] : 0;
+        Index from[9];
+        REAL value[9];
+#pragma unroll
+        for (int tap = 0; tap < 9; tap++) {
+            from[tap] = __shfl_sync(ALL_LANES, mine, tap);
+            value[tap] = __shfl_sync(ALL_LANES, only, tap);
+        }
         EACH_LANE(c, C) {
             REAL sum = 0;
 #pragma unroll
-            for (int tap = 0; tap < 9; tap++) {
-                const Index from = met(at, tap / 3, tap % 3, valid, T, F);
-                if (from >= 0) sum += W[tap * C + c] * x[from * I + (I == 1 ? 0 : c)];
-            }
+            for (int tap = 0; tap < 9; tap++)
+                if (from[tap] >= 0) sum += W[tap * C + c] * (I == 1 ? value[tap] : x[from[tap] * I + c]);
             y[n * C + c] = real ? sum + b[c] : 0;
         }
     }

@@ -23,8 +23,16 @@ def patches_of(x: Array, valid: Array) -> Array:
     x, sizes, I = contiguous(x), sizes_of(valid, x.shape[2]), x.shape[3]
     N = sizes["B"] * sizes["T2"] * sizes["F2"]
     patches = array_module(x).empty((N, 9 * I), x.dtype)
-    KERNELS.run("conv2d_patches", per_warp(9 * N), x=x, valid=valid, patches=patches, **sizes, I=I)
+    KERNELS.run("conv2d_patches", per_warp(N), x=x, valid=valid, patches=patches, **sizes, I=I)
     return patches
+
+
+def of_patches(patches: Array, valid: Array, F: int, p: Conv2dParams, *, bent: bool) -> Array:
+    """Return y (B, T2, F2, O) of patches (B T2 F2, 9 I) of what has F frequencies; relu follows if it is `bent`."""
+    sizes, (*_, I, O) = sizes_of(valid, F), p.W.shape
+    rows = product(patches, p.W.reshape(9 * I, O))
+    KERNELS.run("conv2d_finish", per_warp(len(rows)), y=rows, b=p.b, valid=valid, **sizes, O=O, bent=bent)
+    return rows.reshape(sizes["B"], sizes["T2"], sizes["F2"], O)
 
 
 def each_channel(x: Array, valid: Array, W: Array, b: Array) -> Array:
@@ -51,13 +59,8 @@ def conv2d_forward(
     x: Array, valid: Array, p: Conv2dParams, *, params: bool = True, below: bool = True
 ) -> tuple[Array, Conv2dCache]:
     """Convolve x (B, T, F, I) to y (B, ceil(T/2), ceil(F/2), O), which is 0 on padded frames."""
-    valid, F, (*_, I, O) = contiguous(valid), x.shape[2], p.W.shape
-    if I == 1:
-        y = each_channel(x, valid, p.W, p.b)
-    else:
-        sizes, rows = sizes_of(valid, F), product(patches_of(x, valid), p.W.reshape(9 * I, O))
-        KERNELS.run("conv2d_finish", per_warp(len(rows)), y=rows, b=p.b, valid=valid, **sizes, O=O)
-        y = rows.reshape(sizes["B"], sizes["T2"], sizes["F2"], O)
+    valid, F, one = contiguous(valid), x.shape[2], p.W.shape[2] == 1
+    y = each_channel(x, valid, p.W, p.b) if one else of_patches(patches_of(x, valid), valid, F, p, bent=False)
     return y, Conv2dCache(x if params else None, F, valid, p, below)
 
 

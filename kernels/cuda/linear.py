@@ -1,6 +1,7 @@
-"""Twin of minihra/layers/linear.py for the GPU: products, and the bias added in place."""
+"""Twin of minihra/layers/linear.py for the GPU: products, with the bias in them or, in float64, added in place."""
 
-from minihra.arrays import Array
+from minihra.arrays import Array, is_cupys
+from minihra.kernels.cuda.biased_product import biased_product
 from minihra.kernels.cuda.launch import Source, contiguous, per_warp
 from minihra.kernels.cuda.products import product
 from minihra.kernels.cuda.sums import column_sums
@@ -11,11 +12,18 @@ KERNELS = Source("linear.cu")
 
 def linear_forward(x: Array, p: LinearParams, *, params: bool = True) -> tuple[Array, LinearCache]:
     """Map x (..., I) to y (..., O)."""
-    y = product(x.reshape(-1, x.shape[-1]), p.W)
-    N, O = y.shape
+    y = rows_forward(x.reshape(-1, x.shape[-1]), p)
+    return y.reshape(*x.shape[:-1], y.shape[-1]), LinearCache(x if params else None, p)
+
+
+def rows_forward(x: Array, p: LinearParams) -> Array:
+    """Map x (N, I) to y (N, O)."""
+    if p.b is not None and is_cupys(x) and (y := biased_product(x, p.W, p.b)) is not None:
+        return y
+    y = product(x, p.W)
     if p.b is not None:
-        KERNELS.run("add_bias", per_warp(N), y=y, b=p.b, N=N, O=O)
-    return y.reshape(*x.shape[:-1], O), LinearCache(x if params else None, p)
+        KERNELS.run("add_bias", per_warp(len(y)), y=y, b=p.b, N=len(y), O=y.shape[1])
+    return y
 
 
 def linear_backward(dy: Array, cache: LinearCache) -> tuple[Array, LinearParams | None]:

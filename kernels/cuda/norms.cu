@@ -13,22 +13,24 @@ extern "C" __global__ void layer_norm_forward(
     REAL* normal,    // (N, C)
     REAL* scale,     // (N)
     int N, int C, REAL a, REAL w, REAL eps) {
-    const auto value = [&](Index i) { return u ? a * x[i] + w * u[i] : x[i]; };
     EACH_WARP(n, N) {
-        const Index row = n * C;
+        const Index at = n * C;
+        auto row = row_of<REAL>(C, [=](int c) { return u ? a * x[at + c] + w * u[at + c] : x[at + c]; });
         REAL sum = 0, squares = 0;
-        EACH_LANE(c, C) sum += value(row + c);
+        row.each([&](int, REAL v) { sum += v; });
         const REAL mean = warp_sum(sum) / C;
-        EACH_LANE(c, C) squares += (value(row + c) - mean) * (value(row + c) - mean);
+        row.each([&](int, REAL v) { squares += (v - mean) * (v - mean); });
         const REAL s = 1 / sqrt(warp_sum(squares) / C + eps);
-        EACH_LANE(c, C) {
-            const REAL v = (value(row + c) - mean) * s;
-            normal[row + c] = v;
-            y[row + c] = v * g[c] + (b ? b[c] : 0);
-        }
+        row.each([&](int c, REAL v) {
+            const REAL its_normal = (v - mean) * s;
+            normal[at + c] = its_normal;
+            y[at + c] = its_normal * g[c] + (b ? b[c] : 0);
+        });
         if (threadIdx.x % LANES == 0) scale[n] = s;
     }
 }
+
+struct Both { REAL dnormal, normal; };
 
 // dx = (dnormal - mean(dnormal) - normal mean(dnormal normal)) scale,  dnormal = dy g
 extern "C" __global__ void layer_norm_backward(
@@ -39,15 +41,15 @@ extern "C" __global__ void layer_norm_backward(
     REAL* dx,            // (N, C)
     int N, int C) {
     EACH_WARP(n, N) {
-        const Index row = n * C;
+        const Index at = n * C;
+        auto row = row_of<Both>(C, [=](int c) { return Both{dy[at + c] * g[c], normal[at + c]}; });
         REAL sum = 0, along = 0;
-        EACH_LANE(c, C) {
-            const REAL dnormal = dy[row + c] * g[c];
-            sum += dnormal;
-            along += dnormal * normal[row + c];
-        }
-        const REAL mean = warp_sum(sum) / C, mean_along = warp_sum(along) / C;
-        EACH_LANE(c, C) dx[row + c] = (dy[row + c] * g[c] - mean - normal[row + c] * mean_along) * scale[n];
+        row.each([&](int, Both v) {
+            sum += v.dnormal;
+            along += v.dnormal * v.normal;
+        });
+        const REAL mean = warp_sum(sum) / C, mean_along = warp_sum(along) / C, s = scale[n];
+        row.each([&](int c, Both v) { dx[at + c] = (v.dnormal - mean - v.normal * mean_along) * s; });
     }
 }
 

@@ -139,6 +139,18 @@ def laid_out(x: Array) -> tuple[Array, Layout]:
     return x, found
 
 
+def check(name: str, status: int, what: str = "") -> None:
+    """Raise an error if the status that a function returned says so."""
+    if status:
+        failure = MemoryError if status == ALLOC_FAILED else RuntimeError
+        raise failure(f"{name} failed{what}: CUBLAS_STATUS_{STATUS.get(status, 'UNKNOWN')} ({status})")
+
+
+def compute_of(real: Real) -> int:
+    """Return how cuBLAS shall compute with a type of numbers."""
+    return COMPUTE_32F_FAST_TF32 if Precision.tf32 and real.compute == COMPUTE_32F else real.compute
+
+
 class Cublas:
     """A handle of cuBLAS: its `functions` as ctypes loads them, `workspace` an array of bytes on the GPU."""
 
@@ -149,10 +161,7 @@ class Cublas:
 
     def call(self, name: str, *arguments: Any, what: str = "") -> None:
         """Call a function of the library and raise an error if its status says so."""
-        status = getattr(self.functions, name)(*arguments)
-        if status:
-            failure = MemoryError if status == ALLOC_FAILED else RuntimeError
-            raise failure(f"{name} failed{what}: CUBLAS_STATUS_{STATUS.get(status, 'UNKNOWN')} ({status})")
+        check(name, getattr(self.functions, name)(*arguments), what)
 
     def use(self, stream: int) -> None:
         """Let what follows run on a stream. Setting one takes the workspace away, so that is set anew."""
@@ -175,7 +184,6 @@ class Cublas:
         if max(N, M, K, count, of_a.width, of_b.width, of_out.width) >= 1 << 31:
             raise ValueError(f"too large for cuBLAS{what}")
         real = REALS[a.dtype.name]
-        compute = COMPUTE_32F_FAST_TF32 if Precision.tf32 and real.compute == COMPUTE_32F else real.compute
 
         def matrix(x: Array, of_x: Layout) -> list:
             step = [ctypes.c_longlong(of_x.step)] if count > 1 else []
@@ -188,7 +196,7 @@ class Cublas:
             *(ctypes.byref(real.scalar(1)), *matrix(b, of_b), *matrix(a, of_a)),
             *(ctypes.byref(real.scalar(int(add))), *matrix(out, of_out)),
             *([count] if count > 1 else []),
-            *(compute, DEFAULT_ALGORITHM),
+            *(compute_of(real), DEFAULT_ALGORITHM),
             what=what,
         )
 
@@ -201,16 +209,26 @@ def cublas() -> Cublas:
         OSError: the library was not found, or is for another version of CUDA than CuPy.
     """
     import cupy
-    from cuda import pathfinder  # with which CuPy finds its libraries
 
-    try:
-        path = pathfinder.load_nvidia_dynamic_lib("cublas").abs_path
-    except pathfinder.DynamicLibNotFoundError as error:
-        how = "pip install nvidia-cublas-cu12 for CUDA 12, nvidia-cublas for CUDA 13"
-        raise OSError(f"cuBLAS, which multiplies matrices on the GPU, was not found: {how}") from error
-    library, major = ctypes.CDLL(path), ctypes.c_int()
-    library.cublasGetProperty(MAJOR_VERSION, ctypes.byref(major))
+    path, major = path_of("cublas"), ctypes.c_int()
+    functions = ctypes.CDLL(path)
+    functions.cublasGetProperty(MAJOR_VERSION, ctypes.byref(major))
     if major.value != (wanted := cupy.cuda.runtime.runtimeGetVersion() // 1000):
         how = "CuPy for the other version, or an environment without the packages that brought this cuBLAS"
         raise OSError(f"cuBLAS of CUDA {major.value} was found ({path}), but CuPy is that of CUDA {wanted}: {how}")
-    return Cublas(library, cupy.empty(WORKSPACE, "uint8"))
+    return Cublas(functions, cupy.empty(WORKSPACE, "uint8"))
+
+
+def path_of(library: str) -> str:
+    """Return where a library of NVIDIA's is, which is then loaded.
+
+    Raises:
+        OSError: it was not found.
+    """
+    from cuda import pathfinder  # with which CuPy finds its libraries
+
+    try:
+        return pathfinder.load_nvidia_dynamic_lib(library).abs_path
+    except pathfinder.DynamicLibNotFoundError as error:
+        how = "pip install nvidia-cublas-cu12 for CUDA 12, nvidia-cublas for CUDA 13"
+        raise OSError(f"cuBLAS, which multiplies matrices on the GPU, was not found: {how}") from error
