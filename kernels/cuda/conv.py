@@ -1,7 +1,7 @@
 """Twins of the depthwise convolution of minihra/layers/conv.py for the GPU: a thread makes several frames at once."""
 
 from minihra.arrays import Array, array_module
-from minihra.kernels.cuda.launch import Grid, Source, contiguous, per_element
+from minihra.kernels.cuda.launch import LANES, Grid, Source, contiguous, per_element, per_warp
 from minihra.kernels.cuda.sums import column_sums
 from minihra.layers.conv import DepthwiseConvCache, DepthwiseConvParams
 
@@ -20,8 +20,8 @@ def convolved(x: Array, valid: Array, p: DepthwiseConvParams, left: int, *, turn
 
 
 def per_frames(B: int, T: int, C: int) -> Grid:
-    """Return a thread for every AT_ONCE frames of a channel."""
-    return per_element(B * -(-T // AT_ONCE) * C)
+    """Return a warp for every AT_ONCE frames of LANES channels."""
+    return per_warp(B * -(-T // AT_ONCE) * -(-C // LANES))
 
 
 def depthwise_conv_forward(
