@@ -6,6 +6,7 @@ gradients, and the backward ends at the first layer's output.
 
 import operator
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -133,11 +134,13 @@ def pack_labels(sequences: Sequence[Sequence[int]], size: int, blank: int = 0) -
     """
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
     labels = np.full((len(sequences), lengths.max(initial=0)), blank, dtype=np.int64)
-    for row, sequence in enumerate(sequences):
-        for label in sequence:
-            if not 0 <= label < size or label == blank:
-                raise ValueError(f"row {row}: label {label} is not one of 0 ... {size - 1} without the blank {blank}")
-        labels[row, : len(sequence)] = sequence
+    flat = np.array([*chain.from_iterable(sequences)], dtype=np.int64)
+    wrong = (flat < 0) | (flat >= size) | (flat == blank)
+    if wrong.any():
+        first = int(wrong.argmax())
+        row = int(np.searchsorted(lengths.cumsum(), first, side="right"))
+        raise ValueError(f"row {row}: label {flat[first]} is not one of 0 ... {size - 1} without the blank {blank}")
+    labels[np.arange(labels.shape[1]) < lengths[:, None]] = flat
     return Labels(labels, lengths)
 
 
