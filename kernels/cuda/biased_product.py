@@ -9,6 +9,8 @@ import ctypes
 from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from minihra.arrays import Array, array_module
 from minihra.kernels.cuda.launch import address
 from minihra.kernels.cuda.products import (
@@ -52,7 +54,7 @@ class Sizes(NamedTuple):
     O: int
     left: Layout  # of x
     right: Layout  # of W
-    dtype: str
+    dtype: np.dtype
     compute: int
     alignments: tuple[int, int, int]  # bytes, of W, x and the result
 
@@ -77,9 +79,9 @@ class CublasLt:
         self.functions, self.blas = functions, blas
         self.plans: dict[Sizes, Plan | None] = {}
 
-    def call(self, name: str, *arguments: Any, what: str = "") -> None:
+    def call(self, name: str, *arguments: Any, of: tuple = ()) -> None:
         """Call a function of the library and raise an error if its status says so."""
-        check(name, getattr(self.functions, name)(*arguments), what)
+        check(name, getattr(self.functions, name)(*arguments), of)
 
     def made(self, name: str, *arguments: Any) -> ctypes.c_void_p:
         """Return a description that a function makes."""
@@ -126,9 +128,9 @@ class CublasLt:
 
     def product(self, x: Array, W: Array, b: Array, y: Array, stream: int) -> bool:
         """Let y (N, O) be x (N, I) W + b, and return whether cublasLt has a kernel for that. No axis has length 0."""
-        (x, left), (W, right), real = laid_out(x), laid_out(W), REALS[x.dtype.name]
+        (x, left), (W, right), real = laid_out(x), laid_out(W), REALS[x.dtype]
         at = alignment(W), alignment(x), alignment(y)
-        plan = self.plan(Sizes(*x.shape, W.shape[1], left, right, x.dtype.name, compute_of(real), at))
+        plan = self.plan(Sizes(*x.shape, W.shape[1], left, right, x.dtype, compute_of(real), at))
         if plan is None:
             return False
         self.set("Desc", plan.product, BIAS_POINTER, ctypes.c_void_p(address(b)))
@@ -136,12 +138,12 @@ class CublasLt:
         result = ctypes.c_void_p(address(y)), of_y
         self.call(
             "cublasLtMatmul",
-            *(self.blas.handle, plan.product, ctypes.byref(real.scalar(1))),
+            *(self.blas.handle, plan.product, real.one),
             *(ctypes.c_void_p(address(W)), of_W, ctypes.c_void_p(address(x)), of_x),
-            *(ctypes.byref(real.scalar(0)), *result, *result),
+            *(real.zero, *result, *result),
             ctypes.byref(plan.algorithm),
             *(ctypes.c_void_p(address(self.blas.workspace)), ctypes.c_size_t(WORKSPACE), ctypes.c_void_p(stream)),
-            what=f" for {x.shape} @ {W.shape}",
+            of=(x.shape, W.shape),
         )
         return True
 

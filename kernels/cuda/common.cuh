@@ -28,14 +28,19 @@ template <class Number, class Read> struct Row {
     __device__ __forceinline__ Row(int C, Read read) : C(C), read(read) {
         const int lane = threadIdx.x % LANES;
 #pragma unroll
-        for (int j = 0; j < KEPT; j++) kept[j] = lane + j * LANES < C ? read(lane + j * LANES) : Number{};
+        for (int j = 0; j < KEPT; j++) {
+            if (j * LANES >= C) break;
+            kept[j] = lane + j * LANES < C ? read(lane + j * LANES) : Number{};
+        }
     }
 
     template <class F> __device__ __forceinline__ void each(F f) {
         const int lane = threadIdx.x % LANES;
 #pragma unroll
-        for (int j = 0; j < KEPT; j++)
+        for (int j = 0; j < KEPT; j++) {
+            if (j * LANES >= C) break;
             if (lane + j * LANES < C) f(lane + j * LANES, kept[j]);
+        }
         for (int c = lane + KEPT * LANES; c < C; c += LANES) {
             Number again = read(c);
             f(c, again);

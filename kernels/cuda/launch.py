@@ -34,13 +34,13 @@ THREADS = 256  # of a block
 LANES = 32  # threads of a warp
 MOST_BLOCKS = 1 << 16  # kernels loop where there is more to do
 
-REALS = {"float32": "float", "float64": "double"}
+REALS = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
 TYPES = {
-    "int": np.int32,
-    "long long": np.int64,
-    "unsigned long long": np.uint64,
-    "bool": np.bool_,
-    "double": np.float64,
+    "int": np.dtype(np.int32),
+    "long long": np.dtype(np.int64),
+    "unsigned long long": np.dtype(np.uint64),
+    "bool": np.dtype(np.bool_),
+    "double": np.dtype(np.float64),
 }
 """Types of C++ in NumPy's terms, beside REAL."""
 
@@ -111,13 +111,21 @@ def parameters_of(kernel: str) -> dict[str, Parameter]:
     return found
 
 
-def size_of(letters: str, sizes: dict[str, int]) -> int:
-    """Return the value of a sum of products, such as 2*T-1, of whole numbers and names."""
+@cache
+def terms_of(letters: str) -> list[list[int | str]]:
+    """Return the terms of a sum of products, such as 2*T-1, each as its factors: whole numbers and names."""
     terms = re.findall(r"([+-]?)([^+-]+)", letters.replace(" ", ""))
-    return sum(
-        (-1 if sign == "-" else 1) * prod(int(one) if one.isdigit() else sizes[one] for one in term.split("*"))
+    return [
+        [-1 if sign == "-" else 1, *(int(one) if one.isdigit() else one for one in term.split("*"))]
         for sign, term in terms
-    )
+    ]
+
+
+def size_of(letters: str, sizes: dict[str, int]) -> int:
+    """Return the value of a sum of products of whole numbers and names."""
+    if letters in sizes:
+        return sizes[letters]
+    return sum(prod([sizes[one] if type(one) is str else one for one in term]) for term in terms_of(letters))
 
 
 def layout_of(fields: str) -> np.dtype:
@@ -174,35 +182,37 @@ class Source:
         if parameters.keys() != arguments.keys():
             wrong = ", ".join(sorted(parameters.keys() ^ arguments.keys()))
             raise TypeError(f"{kernel}: missing or unknown arguments: {wrong}")
-        reals = [arguments[name] for name, p in parameters.items() if p.is_array and p.type == "REAL"]
+        reals = (arguments[name] for name, p in parameters.items() if p.is_array and p.type == "REAL")
         real = next((a.dtype for a in reals if a is not None and a.dtype.kind == "f"), real)
-        sizes = {name: value for name, value in arguments.items() if not parameters[name].is_array}
         values = []
-        for name, parameter in parameters.items():
+        for name, (type_, is_array, shape) in parameters.items():
             given = arguments[name]
-            if parameter.type in self.structs:
+            if given is None:
+                values.append(0)  # of None CuPy would make another address
+            elif type_ in self.structs:
                 values.append(given)
-                continue
-            dtype = np.dtype(real if parameter.type == "REAL" else TYPES[parameter.type])
-            if not parameter.is_array:
-                values.append(dtype.type(given))
-                continue
-            if given is not None:
-                check_array(f"{kernel}: {name}", given, dtype, parameter.shape, sizes)
-            values.append(0 if given is None else given)  # of None CuPy would make another address than 0
-        function = compiled(self.text, (f"-DREAL={REALS[real.name]}", *self.definitions), kernel)
+            else:
+                dtype = real if type_ == "REAL" else TYPES[type_]
+                if is_array:
+                    check_array(kernel, name, given, dtype, shape, arguments)
+                values.append(given if is_array else dtype.type(given))
+        function = compiled(self.text, (f"-DREAL={REALS[real]}", *self.definitions), kernel)
         with reaching(reaches):
             function(grid.blocks, grid.threads, tuple(values), shared_mem=grid.shared)
 
 
-def check_array(what: str, given: Array, dtype: np.dtype, shape: tuple[str, ...] | None, sizes: dict[str, int]) -> None:
+def check_array(
+    kernel: str, name: str, given: Array, dtype: np.dtype, shape: tuple[str, ...] | None, sizes: dict[str, Any]
+) -> None:
     """Raise what `Source.run` says of an array."""
     if given.dtype != dtype:
-        raise TypeError(f"{what} must have type {dtype.name}, got {given.dtype.name}")
+        raise TypeError(f"{kernel}: {name} must have type {dtype.name}, got {given.dtype.name}")
     if not given.flags.c_contiguous:
-        raise ValueError(f"{what} must be contiguous, got shape {given.shape} with strides {given.strides}")
-    if shape is not None and given.size != (wanted := prod(size_of(letters, sizes) for letters in shape)):
-        raise ValueError(f"{what} must have {wanted} elements, those of ({', '.join(shape)}), got shape {given.shape}")
+        how = f"shape {given.shape} with strides {given.strides}"
+        raise ValueError(f"{kernel}: {name} must be contiguous, got {how}")
+    if shape is not None and given.size != (wanted := prod([size_of(letters, sizes) for letters in shape])):
+        how = f"those of ({', '.join(shape)}), got shape {given.shape}"
+        raise ValueError(f"{kernel}: {name} must have {wanted} elements, {how}")
 
 
 @cache
@@ -236,4 +246,4 @@ def address(a: Array) -> int:
 
 def contiguous(x: Array) -> Array:
     """Return x, or a copy of it that lies row by row."""
-    return array_module(x).ascontiguousarray(x)
+    return x if x.flags.c_contiguous else array_module(x).ascontiguousarray(x)

@@ -13,6 +13,8 @@ from itertools import pairwise
 from math import prod
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from minihra.arrays import Array, array_module, is_cupys
 from minihra.kernels.cuda.launch import address, contiguous
 
@@ -40,12 +42,13 @@ class Real(NamedTuple):
 
     data: int  # cudaDataType
     compute: int  # cublasComputeType_t
-    scalar: type  # of alpha and beta
+    zero: Any  # of alpha and beta, as they are given
+    one: Any
 
 
 REALS = {
-    "float32": Real(0, COMPUTE_32F, ctypes.c_float),
-    "float64": Real(1, COMPUTE_64F, ctypes.c_double),
+    np.dtype(np.float32): Real(0, COMPUTE_32F, *(ctypes.byref(ctypes.c_float(v)) for v in (0, 1))),
+    np.dtype(np.float64): Real(1, COMPUTE_64F, *(ctypes.byref(ctypes.c_double(v)) for v in (0, 1))),
 }
 
 
@@ -100,9 +103,9 @@ def product_shape(a: Array, b: Array, out: Array | None, add: bool) -> tuple[int
         raise ValueError("a product that is added needs `out`")
     if out is not None and out.shape != shape:
         raise ValueError(f"the product of {a.shape} and {b.shape} has shape {shape}, `out` has {out.shape}")
-    types = [x.dtype.name for x in (a, b, out) if x is not None]
-    if types[0] not in REALS or len(set(types)) > 1:
-        raise TypeError(f"products are of float32 or of float64, got {', '.join(types)}")
+    if a.dtype not in REALS or b.dtype != a.dtype or (out is not None and out.dtype != a.dtype):
+        types = ", ".join(x.dtype.name for x in (a, b, out) if x is not None)
+        raise TypeError(f"products are of float32 or of float64, got {types}")
     return shape
 
 
@@ -116,12 +119,15 @@ class Layout(NamedTuple):
 
 def layout(x: Array) -> Layout | None:
     """Return how x lies, or None where cuBLAS cannot be told."""
-    *steps, down, right = (stride // x.itemsize for stride in x.strides)
     *lead, rows, columns = x.shape
-    batch = [(n, step) for n, step in zip(lead, steps, strict=True) if n > 1]
-    step = batch[-1][1] if batch else 0
-    if step < 0 or any(outer != n * inner for (_, outer), (n, inner) in pairwise(batch)):
-        return None
+    *steps, down, right = x.strides
+    step, size = 0, x.itemsize
+    if lead:
+        batch = [(n, step // size) for n, step in zip(lead, steps, strict=True) if n > 1]
+        step = batch[-1][1] if batch else 0
+        if step < 0 or any(outer != n * inner for (_, outer), (n, inner) in pairwise(batch)):
+            return None
+    down, right = down // size, right // size
     # Along an axis of length 1 nobody steps, so that its stride may be anything.
     if (right == 1 or columns == 1) and (down >= columns or rows == 1):
         return Layout(0, down if rows > 1 else columns, step)
@@ -139,10 +145,11 @@ def laid_out(x: Array) -> tuple[Array, Layout]:
     return x, found
 
 
-def check(name: str, status: int, what: str = "") -> None:
-    """Raise an error if the status that a function returned says so."""
+def check(name: str, status: int, of: tuple = ()) -> None:
+    """Raise an error if the status that a function returned says so; `of` are the shapes of a product's factors."""
     if status:
         failure = MemoryError if status == ALLOC_FAILED else RuntimeError
+        what = f" for {of[0]} @ {of[1]}" if of else ""
         raise failure(f"{name} failed{what}: CUBLAS_STATUS_{STATUS.get(status, 'UNKNOWN')} ({status})")
 
 
@@ -159,9 +166,9 @@ class Cublas:
         self.handle = ctypes.c_void_p()
         self.call("cublasCreate_v2", ctypes.byref(self.handle))
 
-    def call(self, name: str, *arguments: Any, what: str = "") -> None:
+    def call(self, name: str, *arguments: Any, of: tuple = ()) -> None:
         """Call a function of the library and raise an error if its status says so."""
-        check(name, getattr(self.functions, name)(*arguments), what)
+        check(name, getattr(self.functions, name)(*arguments), of)
 
     def use(self, stream: int) -> None:
         """Let what follows run on a stream. Setting one takes the workspace away, so that is set anew."""
@@ -174,7 +181,7 @@ class Cublas:
     def product(self, a: Array, b: Array, out: Array, *, add: bool, stream: int) -> None:
         """Let `out` be a @ b, or add that to it. No axis has length 0."""
         self.use(stream)
-        what = f" for {a.shape} @ {b.shape}"
+        of = a.shape, b.shape
         if b.ndim == 2 and a.flags.c_contiguous and out.flags.c_contiguous:  # the rows of all matrices of a are one a
             a, out = a.reshape(-1, a.shape[-1]), out.reshape(-1, out.shape[-1])
         (a, of_a), (b, of_b), of_out = laid_out(a), laid_out(b), layout(out)
@@ -182,8 +189,8 @@ class Cublas:
             raise ValueError(f"`out` must lie row by row, got shape {out.shape} with strides {out.strides}")
         (N, M), K, count = out.shape[-2:], a.shape[-1], prod(out.shape[:-2])
         if max(N, M, K, count, of_a.width, of_b.width, of_out.width) >= 1 << 31:
-            raise ValueError(f"too large for cuBLAS{what}")
-        real = REALS[a.dtype.name]
+            raise ValueError(f"too large for cuBLAS for {of[0]} @ {of[1]}")
+        real = REALS[a.dtype]
 
         def matrix(x: Array, of_x: Layout) -> list:
             step = [ctypes.c_longlong(of_x.step)] if count > 1 else []
@@ -193,11 +200,11 @@ class Cublas:
             "cublasGemmStridedBatchedEx" if count > 1 else "cublasGemmEx",
             self.handle,
             *(of_b.turned, of_a.turned, M, N, K),
-            *(ctypes.byref(real.scalar(1)), *matrix(b, of_b), *matrix(a, of_a)),
-            *(ctypes.byref(real.scalar(int(add))), *matrix(out, of_out)),
+            *(real.one, *matrix(b, of_b), *matrix(a, of_a)),
+            *(real.one if add else real.zero, *matrix(out, of_out)),
             *([count] if count > 1 else []),
             *(compute_of(real), DEFAULT_ALGORITHM),
-            what=what,
+            of=of,
         )
 
 
