@@ -1,7 +1,9 @@
 """The array module of an array: the only file that knows where arrays can live."""
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
+from itertools import accumulate
 from types import ModuleType
 
 import numpy as np
@@ -30,6 +32,27 @@ def is_numpys(x: Array) -> bool:
 def is_cupys(x: Array) -> bool:
     """Whether `x` is an array of CuPy, which lives on a GPU."""
     return type(x).__module__.partition(".")[0] == "cupy"
+
+
+PLACE = 16
+"""Bytes by whose multiples `uploaded` places arrays."""
+
+
+def uploaded(arrays: Sequence[np.ndarray], xp: ModuleType) -> tuple[Array, list[Array]]:
+    """Return an array of bytes in `xp` that holds arrays of NumPy, and views of it that are these arrays.
+
+    Small arrays go to a GPU as fast together as one of them alone.
+    """
+    starts = [*accumulate((-(-a.nbytes // PLACE) * PLACE for a in arrays), initial=0)]
+    packed = np.zeros(starts[-1], np.uint8)
+    for a, start in zip(arrays, starts, strict=False):
+        packed[start : start + a.nbytes] = np.ascontiguousarray(a).reshape(-1).view(np.uint8)
+    there = xp.asarray(packed)
+    views = [
+        there[start : start + a.nbytes].view(a.dtype).reshape(a.shape) if a.size else xp.zeros(a.shape, a.dtype)
+        for a, start in zip(arrays, starts, strict=False)
+    ]
+    return there, views
 
 
 def special_functions(xp: ModuleType) -> ModuleType:

@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from minihra.adapters.controller import TaskGroups, group_tasks
 from minihra.adapters.hra import HRA, HRAEdit
-from minihra.arrays import Array, array_module
+from minihra.arrays import Array, array_module, uploaded
 from minihra.blocks.conformer import Conformer
 from minihra.blocks.self_attention import Positions, position_table
 from minihra.layers.heads import HeadParams, Segments
@@ -21,10 +23,11 @@ from minihra.model import Labels, Loss, backward, ctc_loss, forward, pack_labels
 from minihra.ops import Switch, twins_in
 from minihra.tree import Tree, leaves
 
-FRAMES, LABELS = 32, 8
-"""To whole multiples of which batches are padded."""
+SHARE, LEAST, LABELS = 16, 8, 8
+"""Batches are padded to a whole multiple of LABELS labels, and of LEAST frames, or where they are longer, of the power
+of two that is at most 1/SHARE of their length."""
 
-MOST = 24
+MOST = 32
 """Shapes that have a graph; what comes after them is computed without one."""
 
 
@@ -32,10 +35,8 @@ class StepInputs(NamedTuple):
     """What differs between batches of one shape, on the GPU."""
 
     features: Array  # (B, T, F)
-    lengths: Array  # (B,)
-    labels: Labels
-    rows: Array  # (M,)  as in TaskGroups
-    tables: tuple[Array, ...]  # of the heads: which frames are whose, and where its parameters lie
+    packed: Array  # bytes of the lengths, the labels, and the rows of TaskGroups
+    tables: Array  # bytes: of the heads, which frames are whose, and where its parameters lie
     positions: Positions  # the same in all, but read by the graph, which must find them
 
 
@@ -63,30 +64,32 @@ class Graphs:
         if kernels is None:
             return None
         xp, B, hra = self.model.xp, len(features), self.hra
-        groups = group_tasks(tasks, hra.p.heads, xp)
+        groups = group_tasks(tasks, hra.p.heads)
         if not groups.segments:
             return None
         heads, segments = slots_of(groups.segments, min(len(groups.rows), len(hra.p.heads)), hra.p.heads)
-        packed = pack_labels(labels, self.model.config.labels, self.blank)
-        least = self.model.config.front_end.least
-        features, padded_labels = padded(features, FRAMES, least), padded(packed.labels, LABELS)
-        T = max(1, self.model.config.front_end.frames(features.shape[1]))
-        tables = kernels.arrays_of_tables(heads, segments, T)
+        config = self.model.config
+        words = pack_labels(labels, config.labels, self.blank)
+        features = padded(features, step_of(features.shape[1]), config.front_end.least)
+        padded_labels = padded(words.labels, LABELS)
+        T = max(1, config.front_end.frames(features.shape[1]))
+        tables = kernels.packed_tables(heads, segments, T)
         if tables is None:
             return None
-        on_gpu = [xp.asarray(a) for a in (lengths, padded_labels, packed.lengths)]
-        config = self.model.config
+        packed, small = uploaded([np.asarray(lengths), padded_labels, words.lengths, groups.rows], xp)
         positions = position_table(T, config.width, config.form.attention, features.dtype, xp)
-        inputs = StepInputs(features, on_gpu[0], Labels(*on_gpu[1:]), groups.rows, tables, positions)
+        inputs = StepInputs(features, packed, tables, positions)
 
         def step() -> tuple[Loss, Tree]:
-            bound = TaskGroups(inputs.rows, segments, groups.in_order)
+            lengths, labels, label_lengths, rows = small
+            bound = TaskGroups(rows, segments, groups.in_order)
             edit = HRAEdit(hra.p._replace(heads=heads), hra.cell, hra.state_size, bound, B, self.train_controller)
-            logits, cache = forward(self.model, inputs.features, inputs.lengths, edit, recompute=self.recompute)
-            loss, dlogits = ctc_loss(logits, cache.context.valid, inputs.labels, blank=self.blank)
+            logits, cache = forward(self.model, inputs.features, lengths, edit, recompute=self.recompute)
+            loss, dlogits = ctc_loss(logits, cache.context.valid, Labels(labels, label_lengths), blank=self.blank)
             return loss, backward(dlogits, cache).adapter
 
-        loss, gradients = self._run((*(leaf.shape for _, leaf in leaves(inputs)), groups.in_order), inputs, step)
+        shapes = [a.shape for a in (features, *small, tables)]
+        loss, gradients = self._run((*shapes, groups.in_order), inputs, step)
         own = {task: gradients.heads[str(slot)] for slot, (task, _, _) in enumerate(groups.segments)}
         return loss, gradients._replace(heads=own)
 
@@ -123,6 +126,11 @@ def slots_of(segments: Segments, slots: int, heads: dict[str, HeadParams]) -> tu
     tasks += tasks[:1] * (slots - len(tasks))
     named = {str(slot): heads[task] for slot, task in enumerate(tasks)}
     return named, tuple((slot, *bound) for slot, bound in zip(named, bounds, strict=True))
+
+
+def step_of(frames: int) -> int:
+    """Return of what a batch of so many frames is padded to a whole multiple."""
+    return max(LEAST, 1 << max(0, (frames // SHARE).bit_length() - 1))
 
 
 def padded(x: Array, multiple: int, least: int = 0) -> Array:

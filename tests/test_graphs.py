@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from minihra.arrays import uploaded
 from minihra.blocks.self_attention import position_table
-from minihra.graphs import MOST, padded, slots_of
+from minihra.graphs import MOST, padded, slots_of, step_of
 from minihra.kernels.cuda import capture
 from minihra.optim import AdamW
 from minihra.recogniser import Adapter, Recogniser
@@ -96,7 +97,7 @@ def test_a_graph_computes_every_batch_of_its_shape(cell: str, head: str, recompu
     plain, graph = (trainee_of(xp, graph, cell, head, recompute=recompute) for graph in (False, True))
     optimisers = AdamW(), AdamW()
     for step in range(8):
-        batch = batch_of(step, BATCHES[step % 4], frames=60 - 3 * (step % 3))
+        batch = batch_of(step, BATCHES[step % 4], frames=60 - step % 3)
         results = []
         for trainee, optimiser in zip((plain, graph), optimisers, strict=True):
             loss, gradients = trainee.gradients(batch, None)
@@ -174,6 +175,18 @@ def test_slots_and_padding() -> None:
     assert padded(np.ones((2, 5, 3)), 4).shape == (2, 8, 3) and padded(np.ones((2, 5)), 4).sum() == 10
     assert padded(np.ones((2, 5)), 4, least=9).shape == (2, 12)
     assert padded(np.ones((2, 8)), 4).shape == (2, 8) and padded(np.ones((2, 0)), 4).shape == (2, 0)
+    assert [step_of(frames) for frames in (0, 1, 200, 255, 256, 400, 511, 512, 800)] == [8, 8, 8, 8, 16, 16, 16, 32, 32]
+
+
+def test_arrays_go_together() -> None:
+    """Of all types, without elements, and as they lie."""
+    arrays = [np.arange(3), np.zeros((0, 3), np.int32), np.ones((2, 5), bool), np.arange(8.0).reshape(2, 4).T]
+    packed, views = uploaded(arrays, np)
+    for a, view in zip(arrays, views, strict=True):
+        assert view.dtype == a.dtype and view.shape == a.shape and view.tobytes() == a.tobytes()
+        assert not a.size or (np.shares_memory(view, packed) and not np.shares_memory(view, a))
+    packed[...] = 0
+    assert not any(view.any() for view in views)
 
 
 class FakeCuda:

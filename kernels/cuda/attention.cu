@@ -6,15 +6,15 @@
 
 // q + u, k and value by head, and q + v as q lies. What is 0 is not there or not wanted.
 extern "C" __global__ void split_heads(
-    const REAL* q,        // (B, T, A, D)
-    const REAL* k,        // (B, T, A, D)
-    const REAL* value,    // (B, T, A, D)
-    const REAL* u,        // (A, D)
-    const REAL* v,        // (A, D)
-    REAL* to_content,     // (B, A, T, D)
-    REAL* to_position,    // (B, T, A, D)
-    REAL* k_by_head,      // (B, A, T, D)
-    REAL* value_by_head,  // (B, A, T, D)
+    const REAL* __restrict__ q,        // (B, T, A, D)
+    const REAL* __restrict__ k,        // (B, T, A, D)
+    const REAL* __restrict__ value,    // (B, T, A, D)
+    const REAL* __restrict__ u,        // (A, D)
+    const REAL* __restrict__ v,        // (A, D)
+    REAL* __restrict__ to_content,     // (B, A, T, D)
+    REAL* __restrict__ to_position,    // (B, T, A, D)
+    REAL* __restrict__ k_by_head,      // (B, A, T, D)
+    REAL* __restrict__ value_by_head,  // (B, A, T, D)
     int B, int T, int A, int D) {
     EACH_WARP(n, (Index)B * T) {
         const Index b = n / T, t = n % T;
@@ -30,13 +30,13 @@ extern "C" __global__ void split_heads(
 
 // The way back, for y, or for the gradients of q, k and value. `also` is what q has from elsewhere.
 extern "C" __global__ void merge_heads(
-    const REAL* q_by_head,      // (B, A, T, D)
-    const REAL* also,           // (B, T, A, D)  0 for none
-    const REAL* k_by_head,      // (B, A, T, D)  0 for none
-    const REAL* value_by_head,  // (B, A, T, D)  0 for none
-    REAL* q,                    // (B, T, A, D)
-    REAL* k,                    // (B, T, A, D)
-    REAL* value,                // (B, T, A, D)
+    const REAL* __restrict__ q_by_head,      // (B, A, T, D)
+    const REAL* __restrict__ also,           // (B, T, A, D)  0 for none
+    const REAL* __restrict__ k_by_head,      // (B, A, T, D)  0 for none
+    const REAL* __restrict__ value_by_head,  // (B, A, T, D)  0 for none
+    REAL* __restrict__ q,                    // (B, T, A, D)
+    REAL* __restrict__ k,                    // (B, T, A, D)
+    REAL* __restrict__ value,                // (B, T, A, D)
     int B, int T, int A, int D) {
     EACH_WARP(n, (Index)B * T) {
         const Index b = n / T, t = n % T;
@@ -51,8 +51,8 @@ extern "C" __global__ void merge_heads(
 
 // r_p = cosine_p + sine_p, and as sine is odd and cosine even, r_{-p} = cosine_p - sine_p. Rows are p = T-1 ... -(T-1).
 extern "C" __global__ void fold_positions(
-    const REAL* halves,  // (2, T, C)  sine_p, then cosine_p, of p = T-1 ... 0
-    REAL* r,             // (2*T-1, C)
+    const REAL* __restrict__ halves,  // (2, T, C)  sine_p, then cosine_p, of p = T-1 ... 0
+    REAL* __restrict__ r,             // (2*T-1, C)
     int T, int C) {
     EACH_WARP(n, 2 * T - 1) {
         const Index sine = (n < T ? n : 2 * T - 2 - n) * C, cosine = sine + (Index)T * C;

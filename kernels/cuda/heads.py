@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minihra.arrays import Array, array_module, as_strided
+from minihra.arrays import Array, array_module, as_strided, uploaded
 from minihra.kernels.cuda.launch import Source, addresses, contiguous, per_block, per_element
 from minihra.layers.activations import ReluCache
 from minihra.layers.heads import FFNHeadCache, FFNHeadParams, GroupedHeadsCache, HeadParams, Segments
@@ -35,7 +35,7 @@ class Maps(NamedTuple):
     """A linear map I -> O of each task in the batch, and where it lies."""
 
     params: Sequence[LinearParams]
-    arrays: list[Array]  # those that the tables lead to
+    arrays: list[Array]  # those that the addresses lead to
     Ws: Array  # (S,)  addresses
     bs: Array  # (S,)  0 for a map without bias
 
@@ -48,6 +48,7 @@ class Tables(NamedTuple):
     tiles: Array  # (M, 3)
     slices: Array  # (S + E, 3)
     splits: Array  # (Z, 3)
+    packed: Array  # bytes, of which these and the addresses of the maps are views
 
     def fit(self, x: Array, W: Array, axis: int) -> bool:
         """Whether x (B, T, ...) is the batch, and what a matrix W takes (axis 0) or gives (1)."""
@@ -90,15 +91,17 @@ def padded(rows: Sequence[np.ndarray], n: int) -> np.ndarray:
 
 
 def maps_of(params: Sequence[LinearParams]) -> Maps | None:
-    """Return the maps, or None if a kernel would misread one: it has another shape or type, or lies otherwise."""
-    (I, O), dtype, xp = params[0].W.shape, params[0].W.dtype, array_module(params[0].W)
+    """Return the maps, with their addresses still on the host, or None if a kernel would misread one: it has another
+    shape or type, or lies otherwise.
+    """
+    (I, O), dtype = params[0].W.shape, params[0].W.dtype
     for p in params:
         for array, shape in ((p.W, (I, O)), (p.b, (O,))):
             if array is not None and (array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous):
                 return None
     Ws, bs = ([p[n] for p in params] for n in range(2))
     arrays = [array for array in (*Ws, *bs) if array is not None]
-    return Maps(params, arrays, xp.asarray(addresses(Ws)), xp.asarray(addresses(bs)))
+    return Maps(params, arrays, addresses(Ws), addresses(bs))
 
 
 @lru_cache(maxsize=8)
@@ -108,7 +111,7 @@ def tables_of(batch: Batch) -> Tables | None:
     rows = [0, *(stop for _, _, stop in batch.segments)]
     if not levels or None in levels or rows[:-1] != [start for _, start, _ in batch.segments]:
         return None
-    xp, T, B, starts = array_module(levels[0].Ws), batch.T, rows[-1], batch.T * np.array(rows)
+    T, B, starts = batch.T, rows[-1], batch.T * np.array(rows)
     length = max(LEAST, -(-B * T // SLICES))
     E = B * T // length  # slices beside the first of each task, at most
     slot, _, first, frames = pieces(starts, TALL, fewest=0)
@@ -118,20 +121,21 @@ def tables_of(batch: Batch) -> Tables | None:
     extra = np.bincount(slot, minlength=S) - 1
     cut, last = extra > 0, np.cumsum(extra)
     splits = padded([np.arange(S)[cut], (last - extra)[cut], last[cut]], min(S, E))
-    return Tables(levels, B, *(xp.asarray(table) for table in (tiles, slices, splits)))
+    on_host = [tiles, slices, splits, *(table for maps in levels for table in (maps.Ws, maps.bs))]
+    packed, views = uploaded(on_host, array_module(levels[0].params[0].W))
+    levels = [maps._replace(Ws=Ws, bs=bs) for maps, Ws, bs in zip(levels, views[3::2], views[4::2], strict=True)]
+    return Tables(levels, B, *views[:3], packed)
 
 
-def arrays_of_tables(heads: dict[str, HeadParams], segments: Segments, T: int) -> tuple[Array, ...] | None:
-    """Return the arrays of a batch's tables, into which a graph of its step may write those of others of its size; None
+def packed_tables(heads: dict[str, HeadParams], segments: Segments, T: int) -> Array | None:
+    """Return the bytes of a batch's tables, into which a graph of its step may write those of others of its size; None
     if it is nothing for the kernels.
 
     They are made anew, and no other ones are kept: into those a graph may have written.
     """
     tables_of.cache_clear()
     tables = tables_of(Batch(segments, T, levels_of([heads[task] for task, _, _ in segments])))
-    if tables is None:
-        return None
-    return (tables.tiles, tables.slices, tables.splits, *(a for maps in tables.levels for a in (maps.Ws, maps.bs)))
+    return None if tables is None else tables.packed
 
 
 def levels_of(heads: Sequence[Any]) -> list[list[Any]]:

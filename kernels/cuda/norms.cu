@@ -5,13 +5,13 @@
 
 // Of x, or of a x + w u, which nobody else asks for: it is never written.
 extern "C" __global__ void layer_norm_forward(
-    const REAL* x,   // (N, C)
-    const REAL* u,   // (N, C)  0 for x alone
-    const REAL* g,   // (C)
-    const REAL* b,   // (C)  0 for a norm without bias
-    REAL* y,         // (N, C)
-    REAL* normal,    // (N, C)
-    REAL* scale,     // (N)
+    const REAL* __restrict__ x,  // (N, C)
+    const REAL* __restrict__ u,  // (N, C)  0 for x alone
+    const REAL* __restrict__ g,  // (C)
+    const REAL* __restrict__ b,  // (C)  0 for a norm without bias
+    REAL* __restrict__ y,        // (N, C)
+    REAL* __restrict__ normal,   // (N, C)
+    REAL* __restrict__ scale,    // (N)
     int N, int C, REAL a, REAL w, REAL eps) {
     EACH_WARP(n, N) {
         const Index at = n * C;
@@ -34,11 +34,11 @@ struct Both { REAL dnormal, normal; };
 
 // dx = (dnormal - mean(dnormal) - normal mean(dnormal normal)) scale,  dnormal = dy g
 extern "C" __global__ void layer_norm_backward(
-    const REAL* dy,      // (N, C)
-    const REAL* normal,  // (N, C)
-    const REAL* scale,   // (N)
-    const REAL* g,       // (C)
-    REAL* dx,            // (N, C)
+    const REAL* __restrict__ dy,      // (N, C)
+    const REAL* __restrict__ normal,  // (N, C)
+    const REAL* __restrict__ scale,   // (N)
+    const REAL* __restrict__ g,       // (C)
+    REAL* __restrict__ dx,            // (N, C)
     int N, int C) {
     EACH_WARP(n, N) {
         const Index at = n * C;
