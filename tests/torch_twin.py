@@ -378,7 +378,7 @@ def at_first_run(make: Callable[[], Run]) -> Run:
 
 
 def compiled(name: str, make: Callable[[Callable], Run], device: str) -> dict[str, Run]:
-    """What runs eagerly, and the same compiled, on a GPU also with CUDA graphs."""
+    """What runs eagerly, and the same compiled as a whole, on a GPU also with CUDA graphs."""
     runs = {f"{name}, eager": make(lambda f: f), f"{name}, compiled": at_first_run(lambda: make(torch.compile))}
     if device == "cuda":
         runs[f"{name}, CUDA graphs"] = at_first_run(lambda: make(partial(torch.compile, mode="reduce-overhead")))
@@ -398,8 +398,66 @@ def runs_of(row: Any, inputs: dict[str, Any], *, device: str = "cpu", tf32: bool
     modes = ("gather",) if row.kind == "training" else ("gather", "loop")
     runs = {}
     for mode in modes:
-        runs |= compiled(mode, partial(model_run, row, inputs, mode, device), device)
+        runs |= compiled(
+            mode, lambda compile_, mode=mode: model_run(row, inputs, mode, device, whole(compile_)), device
+        )
+    if device == "cuda" and row.kind != "training":
+        make = partial(model_run, row, inputs, "gather", device, blocks_in_a_graph)
+        runs["gather, blocks compiled, in one CUDA graph"] = at_first_run(make)
     return runs
+
+
+def whole(compile_: Callable) -> Callable[..., None]:
+    """How a model gets its forward compiled."""
+
+    def prepare(model: TorchHRA, *_: Any) -> None:
+        model.forward = compile_(model.forward)
+
+    return prepare
+
+
+def blocks_in_a_graph(model: TorchHRA, features: Tensor, lengths: Tensor, plan: Plan) -> None:
+    """Compile the blocks, which takes seconds as they are alike, and record forward and backward of a batch.
+
+    The graph is for batches of these sizes, lengths and tasks; `forward` then takes other features alone.
+    """
+    for block in model.backbone["layers"]:
+        block.compile(dynamic=False)
+    forward = model.forward
+
+    class OfFeatures(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, features: Tensor) -> Tensor:
+            return forward(features, lengths, plan)[0]
+
+    with torch.no_grad():
+        shorter = forward(features, lengths, plan)[1]
+    record = torch.cuda.make_graphed_callables if model.training else recorded
+    run = record(OfFeatures(), (features,), allow_unused_input=True)
+    model.forward = lambda features, *_: (run(features), shorter)
+
+
+def recorded(run: Map, given: tuple[Tensor], **_: Any) -> Map:
+    """A function without gradients as a CUDA graph."""
+    (place,), stream, graph = (x.clone() for x in given), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.no_grad():
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                run(place)
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph):
+            y = run(place)
+
+    def replay(x: Tensor, run: Map = run) -> Tensor:  # `run` has what the graph reads
+        place.copy_(x)
+        graph.replay()
+        return y
+
+    return replay
 
 
 def gpu_memory(reset: bool) -> int:
@@ -409,7 +467,7 @@ def gpu_memory(reset: bool) -> int:
     return torch.cuda.max_memory_allocated()
 
 
-def model_run(row: Any, inputs: dict[str, Any], mode: str, device: str, compile_: Callable) -> Run:
+def model_run(row: Any, inputs: dict[str, Any], mode: str, device: str, prepare: Callable[..., None]) -> Run:
     """One step of adaptation or training, or an inference; features come from the host, as in a training."""
     named = {name: a for name, a in inputs.items() if name.startswith(("backbone.", "statistics.", "adapter."))}
     tasks = tuple(f"task{n}" for n in range(row.heads))
@@ -418,7 +476,6 @@ def model_run(row: Any, inputs: dict[str, Any], mode: str, device: str, compile_
         named, heads=4, cell=None if training else row.cell, tasks=tasks, dtype=torch.float32,
         freeze_backbone=not training, heads_mode=mode,
     ).to(device)  # fmt: skip
-    model.forward = compile_(model.forward)
     features, lengths = torch.tensor(inputs["features"]), torch.tensor(inputs["lengths"], device=device)
     chosen = None if training else model.plan(inputs["tasks"], row.batch)
     if device == "cuda":
@@ -429,6 +486,8 @@ def model_run(row: Any, inputs: dict[str, Any], mode: str, device: str, compile_
 
     if row.kind == "inference":
         model.eval()
+    prepare(model, there(), lengths, chosen)
+    if row.kind == "inference":
         return torch.inference_mode()(lambda: float(model(there(), lengths, chosen)[0].mean()))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0, fused=True)

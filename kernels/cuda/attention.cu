@@ -69,7 +69,7 @@ __device__ __forceinline__ Index shifted_row(Index b, Index t, Index a, Index T,
 template <class Kept, class Score>
 __device__ __forceinline__ void softmax(REAL* y, int T, Kept kept, Score score) {
     const REAL lowest = sizeof(REAL) == 8 ? -1.7e308 : -3.4e38;  // not infinite: the difference of two must be 0
-    auto row = row_of<REAL>(T, [=](int j) { return kept(j) ? score(j) : lowest; });
+    auto row = row_of<REAL, true>(T, [=](int j) { return kept(j) ? score(j) : lowest; });
     REAL largest = lowest, sum = 0;
     row.each([&](int, REAL s) { largest = s > largest ? s : largest; });  // NaN shows in the sum
     const REAL most = warp_max(largest);
@@ -113,7 +113,7 @@ extern "C" __global__ void attention_weights_backward(
     EACH_WARP(n, (Index)B * A * T) {
         const Index b = n / T / A, a = n / T % A, t = n % T, row = n * T, shifted = shifted_row(b, t, a, T, A);
         REAL sum = 0;
-        auto weights = row_of<Weight>(T, [=](int j) { return Weight{y[row + j], ds[row + j]}; });
+        auto weights = row_of<Weight, true>(T, [=](int j) { return Weight{y[row + j], ds[row + j]}; });
         weights.each([&](int, Weight v) { sum += v.dy * v.y; });
         const REAL along = warp_sum(sum);
         weights.each([&](int j, Weight v) {

@@ -17,10 +17,11 @@ typedef long long Index;  // of an element: an array may have more than 2^31
 #define EACH_LANE(c, C) for (int c = threadIdx.x % LANES; c < (C); c += LANES)
 
 // A warp's row of C numbers, of which each lane reads every LANES-th once, up to KEPT of them, into registers; those of a
-// longer row are read again each time. Read(c) is the number in column c, and f(c, number) what is done with each.
+// longer row are read again each time. Read(c) is the number in column c, and f(c, number) what is done with each. Where
+// a number is dear to compute, a row STOPS behind its last one; else it is faster to begin all reads at once.
 #define KEPT 16
 
-template <class Number, class Read> struct Row {
+template <class Number, bool STOPS, class Read> struct Row {
     Number kept[KEPT];
     int C;
     Read read;
@@ -29,7 +30,7 @@ template <class Number, class Read> struct Row {
         const int lane = threadIdx.x % LANES;
 #pragma unroll
         for (int j = 0; j < KEPT; j++) {
-            if (j * LANES >= C) break;
+            if (STOPS && j * LANES >= C) break;
             kept[j] = lane + j * LANES < C ? read(lane + j * LANES) : Number{};
         }
     }
@@ -38,7 +39,7 @@ template <class Number, class Read> struct Row {
         const int lane = threadIdx.x % LANES;
 #pragma unroll
         for (int j = 0; j < KEPT; j++) {
-            if (j * LANES >= C) break;
+            if (STOPS && j * LANES >= C) break;
             if (lane + j * LANES < C) f(lane + j * LANES, kept[j]);
         }
         for (int c = lane + KEPT * LANES; c < C; c += LANES) {
@@ -48,8 +49,9 @@ template <class Number, class Read> struct Row {
     }
 };
 
-template <class Number, class Read> __device__ __forceinline__ Row<Number, Read> row_of(int C, Read read) {
-    return Row<Number, Read>(C, read);
+template <class Number, bool STOPS, class Read>
+__device__ __forceinline__ Row<Number, STOPS, Read> row_of(int C, Read read) {
+    return Row<Number, STOPS, Read>(C, read);
 }
 
 // The sum or the largest of what the lanes of a warp have, in each of them. The order of the sum is always the same.

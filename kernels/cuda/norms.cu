@@ -15,7 +15,7 @@ extern "C" __global__ void layer_norm_forward(
     int N, int C, REAL a, REAL w, REAL eps) {
     EACH_WARP(n, N) {
         const Index at = n * C;
-        auto row = row_of<REAL>(C, [=](int c) { return u ? a * x[at + c] + w * u[at + c] : x[at + c]; });
+        auto row = row_of<REAL, false>(C, [=](int c) { return u ? a * x[at + c] + w * u[at + c] : x[at + c]; });
         REAL sum = 0, squares = 0;
         row.each([&](int, REAL v) { sum += v; });
         const REAL mean = warp_sum(sum) / C;
@@ -42,7 +42,7 @@ extern "C" __global__ void layer_norm_backward(
     int N, int C) {
     EACH_WARP(n, N) {
         const Index at = n * C;
-        auto row = row_of<Both>(C, [=](int c) { return Both{dy[at + c] * g[c], normal[at + c]}; });
+        auto row = row_of<Both, false>(C, [=](int c) { return Both{dy[at + c] * g[c], normal[at + c]}; });
         REAL sum = 0, along = 0;
         row.each([&](int, Both v) {
             sum += v.dnormal;
