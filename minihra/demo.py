@@ -5,6 +5,9 @@ import json
 import time
 from collections.abc import Iterable
 
+import numpy as np
+
+from minihra.ahead import compile_ahead
 from minihra.blocks.config import ConformerConfig
 from minihra.blocks.initial import initial_conformer
 from minihra.controls import CONDITIONS, Controls, adapt_with_controls, as_table, new_adapter
@@ -40,6 +43,8 @@ def run_demo(arguments: argparse.Namespace) -> None:
     """Run the whole job and write table.txt, results.json and controls.png."""
     began, seed, out = time.perf_counter(), arguments.seed, arguments.out
     xp = array_module_for(arguments.device, tf32=arguments.tf32)
+    if xp is np:
+        compile_ahead("training")
     alphabet, log_mel = Alphabet.of(WORDS), LogMel(RATE, silence=0.05)
     model = initial_conformer(ConformerConfig(labels=len(alphabet)), seed)
     model.frozen = True

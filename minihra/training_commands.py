@@ -9,6 +9,7 @@ import numpy as np
 
 from minihra.adapters.hra import HRA
 from minihra.adapters.parts import known
+from minihra.ahead import compile_ahead
 from minihra.blocks.initial import initial_conformer
 from minihra.commands import chosen_rows, tell_skipped
 from minihra.config import build, named_size, read_config
@@ -37,6 +38,8 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
     alphabet = Alphabet.of(row.text for row in rows)
     log_mel = build("features", sample_rate=sample_rate, **{"silence": 0.05, **settings.features})
     config = build("model", labels=len(alphabet), mels=log_mel.mels, **settings.model)
+    if xp is np:
+        compile_ahead("training")
     utterances = load_utterances(rows, log_mel, alphabet, faults, speeds=training.speeds)
     valid = []
     if arguments.valid:
@@ -95,6 +98,8 @@ def run_adapt(arguments: argparse.Namespace) -> None:
         if arguments.limit_per_task < 1:
             raise ValueError(f"--limit-per-task must be at least 1, got {arguments.limit_per_task}")
         rows = limit_per_task(rows, adapter.task_by, arguments.limit_per_task, training.seed)
+    if xp is np:
+        compile_ahead("adaptation")
     utterances = load_utterances(
         rows, recogniser.features, recogniser.tokenizer, faults, task_by=adapter.task_by, speeds=training.speeds
     )

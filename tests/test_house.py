@@ -57,6 +57,7 @@ ROOMS = {
     "minihra.bench_side": 6,
     "minihra.bench_twins": 6,
     "minihra.bench_floor": 6,
+    "minihra.ahead": 6,
     "minihra.demo": 6,
     "minihra.weightless": 6,
     "minihra.memory": 6,

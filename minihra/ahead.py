@@ -1,0 +1,56 @@
+"""Compiling ahead: while a process compiles what the forward of its first step needs, another does so for the backward.
+
+Numba compiles with one thread. A backward takes the reference's caches as well as its twin's, so that a process of its
+own can begin there: it computes a tiny forward on the references, and then the backward and the optimiser's step with
+the twins, whose machine code is kept where the first process finds it.
+"""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+
+from minihra.bench_rows import RATE, Row, inputs_of
+from minihra.bench_runs import adapter_of, batch_of, recogniser_of
+from minihra.model import backward, ctc_loss, forward, pack_labels
+from minihra.ops import Switch, references, twins_in
+from minihra.optim import AdamW, clip_by_global_norm
+from minihra.threads import set_threads, threads
+
+TINY = {"width": 96, "layers": 2, "batch": 4, "frames": 100, "tasks": 2}
+
+
+def compile_ahead(kind: str) -> subprocess.Popen | None:
+    """Start the other process for an "adaptation" or a "training", if the code of no twin is kept yet, it can be kept,
+    and more than one thread may compute. It ends by itself, some seconds later.
+    """
+    compiled = None if Switch.off else twins_in("compiled")
+    if compiled is None or compiled.CACHE is None or threads() == 1 or any(compiled.CACHE.rglob("*.nbi")):
+        return None
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    return subprocess.Popen([sys.executable, "-m", "minihra.ahead", kind], **streams)
+
+
+def compile_backward(kind: str) -> None:
+    """Compute a tiny step on one thread, as a part of a batch has it: the forward on the references."""
+    set_threads(1)
+    row = Row(kind, **TINY)
+    inputs = inputs_of(row)
+    batch, model, edit, training = batch_of(inputs), recogniser_of(row, inputs, np).model, None, None
+    if kind == "training":
+        model = replace(model, frozen=False)
+        training = model.draw_dropout(0.1, *batch.features.shape[:2], np.random.default_rng(0))
+    else:
+        hra = adapter_of(row, inputs, np)
+        edit = hra.edit(batch.tasks)
+    with references():
+        logits, cache = forward(model, batch.features, batch.lengths, edit, training)
+    _, dlogits = ctc_loss(logits, cache.context.valid, pack_labels(batch.labels, logits.shape[2]))
+    dbackbone, dadapter = backward(dlogits, cache)
+    parameters, gradients = (model.p, dbackbone) if edit is None else (hra.p, dadapter)
+    AdamW().update(parameters, clip_by_global_norm(gradients, 1.0)[0], RATE)
+
+
+if __name__ == "__main__":
+    compile_backward(sys.argv[1])

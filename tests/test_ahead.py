@@ -1,0 +1,59 @@
+"""The other process, which compiles what a backward needs, and when it is started."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from minihra import ahead
+from minihra.ops import references, twins_in
+
+if twins_in("compiled") is None:
+    pytest.skip("Numba is not installed: nothing is compiled", allow_module_level=True)
+
+BACKWARD = {"adaptation": {"_gates_backward", "_maps_back", "_softmax_backward"}, "training": {"_kernel_gradient"}}
+FORWARD = {"_front_end", "_gates", "_swish"}
+
+
+@pytest.mark.parametrize("kind", BACKWARD)
+def test_it_keeps_what_a_backward_needs(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    subprocess.run([sys.executable, "-m", "minihra.ahead", kind], check=True)
+    kept = {path.name.partition(".")[2].partition("-")[0] for path in tmp_path.rglob("*.nbi")}
+    assert kept >= BACKWARD[kind] and not kept & FORWARD
+
+
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands that were started; there is room for machine code, and nothing in it."""
+    commands: list[list[str]] = []
+    monkeypatch.setattr(twins_in("compiled"), "CACHE", tmp_path)
+    monkeypatch.setattr(ahead, "threads", lambda: 2)
+    monkeypatch.setattr(ahead.subprocess, "Popen", lambda command, **_: commands.append(command) or SimpleNamespace())
+    return commands
+
+
+def test_it_is_started_where_nothing_is_kept(started: list, tmp_path: Path) -> None:
+    (tmp_path / "cpu").mkdir()
+    assert ahead.compile_ahead("training") is not None
+    assert started == [[sys.executable, "-m", "minihra.ahead", "training"]]
+    (tmp_path / "cpu" / "gru._gates-1.py311.nbi").touch()
+    assert ahead.compile_ahead("training") is None and len(started) == 1
+
+
+def test_it_is_not_started_in_vain(started: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a folder, with one thread, on the references, and without Numba."""
+    with references():
+        assert ahead.compile_ahead("adaptation") is None
+    for place, name, value in (
+        (twins_in("compiled"), "CACHE", None),
+        (ahead, "threads", lambda: 1),
+        (ahead, "twins_in", lambda _: None),
+    ):
+        with monkeypatch.context() as context:
+            context.setattr(place, name, value)
+            assert ahead.compile_ahead("adaptation") is None
+    assert not started
