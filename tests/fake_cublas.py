@@ -112,7 +112,7 @@ class LtLibrary(Library):
     def __init__(self, of_cublas: Library) -> None:
         super().__init__()
         self.memory, self.of_cublas = of_cublas.memory, of_cublas
-        self.descriptions, self.proposes = {}, 1
+        self.descriptions, self.next, self.proposes = {}, 1000, 1
 
     def __getattr__(self, name: str) -> object:
         def call(*arguments: object) -> int:
@@ -122,7 +122,7 @@ class LtLibrary(Library):
         return call
 
     def made(self, where: object, **what: object) -> int:
-        where._obj.value = 1000 + len(self.descriptions)
+        where._obj.value = self.next = self.next + 1
         self.descriptions[where._obj.value] = what
         return 0
 
@@ -136,6 +136,10 @@ class LtLibrary(Library):
 
     def run_cublasLtMatmulPreferenceCreate(self, where: object) -> int:
         return self.made(where)
+
+    def run_cublasLtMatmulDescDestroy(self, description: object) -> int:
+        del self.descriptions[description.value]
+        return 0
 
     def set(self, kind: str, of: object, attribute: int, value: object, size: ctypes.c_size_t) -> int:
         name, its_type = LT_ATTRIBUTES[kind][attribute]
@@ -177,6 +181,10 @@ class LtLibrary(Library):
         bias = self.view((ctypes.c_void_p(how["bias"]), len(views[2]), 0), 0, (len(views[2]), 1), 0, kind)
         views[2][...] = views[0] @ views[1] + bias
         return 0
+
+
+for _kind in ("MatrixLayout", "MatmulPreference"):
+    setattr(LtLibrary, f"run_cublasLt{_kind}Destroy", LtLibrary.run_cublasLtMatmulDescDestroy)
 
 
 class Numpy(ModuleType):

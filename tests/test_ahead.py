@@ -7,8 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from minihra import ahead
+from minihra import ahead, demo, training_commands
+from minihra.cli import main
 from minihra.ops import references, twins_in
+from tests.tones import Bench, adapt, pretrain, write_corpus
 
 if twins_in("compiled") is None:
     pytest.skip("Numba is not installed: nothing is compiled", allow_module_level=True)
@@ -24,6 +26,19 @@ def test_it_keeps_what_a_backward_needs(kind: str, tmp_path: Path, monkeypatch: 
     subprocess.run([sys.executable, "-m", "minihra.ahead", kind], check=True)
     kept = {path.name.partition(".")[2].partition("-")[0] for path in tmp_path.rglob("*.nbi")}
     assert kept >= BACKWARD[kind] and not kept & FORWARD
+
+
+def test_commands_that_train_start_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[str] = []
+    for module in (training_commands, demo):
+        monkeypatch.setattr(module, "compile_ahead", kinds.append)
+    made = Bench(tmp_path, write_corpus(tmp_path), tmp_path / "backbone", tmp_path / "adapter")
+    assert main(pretrain(made.manifest, made.backbone, "--steps", "1")) == 0
+    assert main(adapt(made, made.adapter, "--steps", "1")) == 0
+    monkeypatch.setattr(demo, "initial_conformer", lambda *_: sys.exit("so far"))
+    with pytest.raises(SystemExit, match="so far"):
+        main(["demo", "--out", str(tmp_path / "demo")])
+    assert kinds == ["training", "adaptation", "training"]
 
 
 @pytest.fixture

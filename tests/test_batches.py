@@ -1,9 +1,10 @@
-"""The batches of an epoch: every utterance once, similar lengths together, long ones in smaller batches."""
+"""The batches of an epoch, every utterance once, similar lengths together, long ones in smaller batches; and labels."""
 
 import numpy as np
 import pytest
 
 from minihra.data.corpus import Batches
+from minihra.model import pack_labels
 
 LENGTHS = np.random.default_rng(0).integers(10, 400, 100).tolist()
 
@@ -43,3 +44,18 @@ def test_seen_counts_the_utterances_of_the_steps_before() -> None:
     assert [batches.seen(step) for step in range(len(sizes) + 1)] == [
         sum(sizes[:step]) for step in range(len(sizes) + 1)
     ]
+
+
+def test_labels_are_padded_with_the_blank() -> None:
+    packed = pack_labels([[3, 1], [], [2, 2, 4], (1,)], size=5)
+    assert packed.labels.tolist() == [[3, 1, 0], [0, 0, 0], [2, 2, 4], [1, 0, 0]]
+    assert packed.lengths.tolist() == [2, 0, 3, 1] and packed.labels.dtype == packed.lengths.dtype == np.int64
+    assert pack_labels([[0, 1]], size=5, blank=4).labels.tolist() == [[0, 1]]
+    assert pack_labels([[], []], size=5).labels.shape == (2, 0) and pack_labels([], size=5).labels.shape == (0, 0)
+
+
+@pytest.mark.parametrize(("label", "blank"), [(5, 0), (-1, 0), (0, 0), (4, 4), (6, 4)])
+def test_a_label_that_there_is_not_is_told(label: int, blank: int) -> None:
+    """The first one, with the row in which it stands, whatever rows are without labels."""
+    with pytest.raises(ValueError, match=rf"^row 3: label {label} is not one of 0 \.\.\. 4 without the blank {blank}$"):
+        pack_labels([[1, 2], [], [3], [label, 9], [9]], size=5, blank=blank)

@@ -61,6 +61,7 @@ def pairs(module: Any, name: str) -> tuple[Pair, Pair]:
 
 LENGTHS_AND_SIZES = [  # frames of the utterances, channels, frames of the kernel
     ([1], 1, 1),
+    ([6], 3, 4),
     ([7, 0, 3], 3, 2),
     ([8, 8], 2, 8),
     ([9, 1], 5, 9),

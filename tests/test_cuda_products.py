@@ -270,6 +270,15 @@ def test_a_plan_is_made_once_for_its_sizes(lt: LtLibrary, xp: Numpy, monkeypatch
     assert lt.compute == 77 and lt.calls.count("cublasLtMatmulAlgoGetHeuristic") == 5
 
 
+def test_plans_are_forgotten_when_they_are_many(lt: LtLibrary, xp: Numpy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(biased_product, "MOST_PLANS", 3)
+    monkeypatch.setattr(biased_product, "WELL_ALIGNED", 8)
+    x, W, b = xp.random(9, 4), xp.random(4, 5), xp.random(5)
+    for n, described in ((1, 4), (2, 8), (3, 12), (3, 12), (4, 4), (1, 8)):
+        np.testing.assert_allclose(mapped(x[:n], W, b), x[:n] @ W + b, rtol=1e-12)
+        assert len(lt.descriptions) == described
+
+
 def test_without_a_kernel_of_cublas_lt_the_bias_is_added(lt: LtLibrary, xp: Numpy) -> None:
     x, W, b = xp.random(3, 4), xp.random(4, 5), xp.random(5)
     plans = biased_product.cublas_lt().plans

@@ -32,6 +32,7 @@ MAX_WORKSPACE = 1  # of cublasLtMatmulPreferenceAttributes_t
 ALIGNMENTS = 5, 6, 7, 8  # the same: of the factors, of what is added to, and of the result
 NOT_SUPPORTED = 15
 WELL_ALIGNED = 256  # bytes
+MOST_PLANS = 4096  # sizes that are remembered: a batch of another length has some of its own
 
 
 class Algorithm(ctypes.Structure):
@@ -97,8 +98,18 @@ class CublasLt:
     def plan(self, sizes: Sizes) -> Plan | None:
         """Return how to compute a product, None where cublasLt has no kernel for it."""
         if sizes not in self.plans:
+            if len(self.plans) == MOST_PLANS:
+                self.forget()
             self.plans[sizes] = self.planned(sizes)
         return self.plans[sizes]
+
+    def forget(self) -> None:
+        """Let cublasLt drop all plans; a graph that was recorded with one does not need it."""
+        for plan in filter(None, self.plans.values()):
+            self.call("cublasLtMatmulDescDestroy", plan.product)
+            for matrix in plan.matrices:
+                self.call("cublasLtMatrixLayoutDestroy", matrix)
+        self.plans.clear()
 
     def planned(self, sizes: Sizes) -> Plan | None:
         """Ask cublasLt which kernel is best, as far as it knows without trying."""
@@ -121,6 +132,7 @@ class CublasLt:
         algorithm, found = Algorithm(), ctypes.c_int()
         name, given = "cublasLtMatmulAlgoGetHeuristic", (product, *matrices, matrices[2], wishes, 1)
         status = getattr(self.functions, name)(self.blas.handle, *given, ctypes.byref(algorithm), ctypes.byref(found))
+        self.call("cublasLtMatmulPreferenceDestroy", wishes)
         if status == NOT_SUPPORTED or (status == 0 and found.value == 0):
             return None
         check(name, status)

@@ -8,8 +8,6 @@
 #define FRAME(i, H) ((i) / (H))
 #define UNIT(i, H) ((int)((i) % (H)))
 
-__device__ __forceinline__ REAL relu(REAL v) { return v > 0 || v != v ? v : 0; }  // NaN stays
-
 extern "C" __global__ void gru_forward(
     const REAL* a,  // (N, 3*H)  x W
     const REAL* g,  // (N, 3*H)  h U

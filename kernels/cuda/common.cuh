@@ -69,6 +69,7 @@ __device__ __forceinline__ REAL warp_max(REAL v) {
 }
 
 __device__ __forceinline__ REAL sigmoid(REAL x) { return REAL(0.5) * (1 + tanh(REAL(0.5) * x)); }
+__device__ __forceinline__ REAL relu(REAL x) { return x > 0 || x != x ? x : 0; }  // NaN stays
 
 // Neighbouring numbers that are loaded and stored together: 16 bytes, where an address allows and there are so many.
 struct __align__(16) Pack { REAL v[16 / sizeof(REAL)]; };

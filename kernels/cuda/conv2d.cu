@@ -47,8 +47,6 @@ extern "C" __global__ void conv2d_patches(
     }
 }
 
-__device__ __forceinline__ REAL relu(REAL v) { return v > 0 || v != v ? v : 0; }  // NaN stays
-
 // The patches of a second convolution, of what a first one of a single channel and relu make of the features x. That is
 // never written as such: each of its outputs is computed for each of the four or fewer patches in which it stands. Nine
 // of them together read 7 x 7 features, which all lanes have in registers.

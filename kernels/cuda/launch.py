@@ -187,7 +187,7 @@ class Source:
         values = []
         for name, (type_, is_array, shape) in parameters.items():
             given = arguments[name]
-            if given is None:
+            if given is None and is_array:
                 values.append(0)  # of None CuPy would make another address
             elif type_ in self.structs:
                 values.append(given)
