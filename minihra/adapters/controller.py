@@ -4,10 +4,13 @@
     u_l = head_n(h_l)                            n the task of the row; the block adds it: x'_l = x_l + u_l
 
 Rows without a task ("base") are left out of both lines, and u is 0 there. The others stand sorted by task in h, so
-that the state of a task is one segment and meets its head in one product.
+that the state of a task is one segment and meets its head in one product. Where tasks change within a row, as in a
+recording of several speakers, its frames stand sorted so, each as if it were a row of one frame.
 """
 
 from collections.abc import Collection, Sequence
+from itertools import accumulate, pairwise
+from operator import itemgetter
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -29,12 +32,22 @@ class HRAParams(NamedTuple):
     heads: dict[str, HeadParams]
 
 
+Ranges = Sequence[tuple[str, int, int]]
+"""The tasks of the frames of a row: (task, first frame, the one behind the last); frames in none are "base"."""
+
+
 class TaskGroups(NamedTuple):
     """Which rows of a batch an adapter edits, grouped by task once for all layers."""
 
-    rows: Array  # (M,)  indices of the rows with a task, sorted by task
+    rows: (
+        Array | tuple[Array, Array]
+    )  # (M,)  indices of the rows with a task, sorted by task; or row and frame, (M,) each
     segments: Segments  # (task, start, stop) into them
     in_order: bool  # they are the whole batch as it stands, of which nothing need be copied
+
+    def count(self, T: int) -> int:
+        """Return how many frames they have, in rows of T frames."""
+        return len(self.rows[0]) if isinstance(self.rows, tuple) else len(self.rows) * T
 
 
 def group_tasks(tasks: Sequence[str], names: Collection[str], xp: ModuleType = np) -> TaskGroups:
@@ -46,19 +59,53 @@ def group_tasks(tasks: Sequence[str], names: Collection[str], xp: ModuleType = n
     rows_of: dict[str, list[int]] = {}
     for row, task in enumerate(tasks):
         if task != BASE:
-            if task not in names:
-                raise ValueError(f"row {row}: unknown task {task!r}; known: {', '.join([BASE, *names])}")
+            check_task(row, task, names)
             rows_of.setdefault(task, []).append(row)
-    segments, start = [], 0
-    for task, rows in rows_of.items():
-        segments.append((task, start, start + len(rows)))
-        start += len(rows)
     order = [row for rows in rows_of.values() for row in rows]
-    return TaskGroups(xp.asarray(order, dtype=int), tuple(segments), order == list(range(len(tasks))))
+    segments = segments_of({task: len(rows) for task, rows in rows_of.items()})
+    return TaskGroups(xp.asarray(order, dtype=int), segments, order == list(range(len(tasks))))
 
 
-def scattered(some: Array, rows: Array, like: Array) -> Array:
-    """Return a batch like `like` with `some` in these rows and zeros in the others."""
+def group_frames(tasks: Sequence[str | Ranges], names: Collection[str], frames: int, xp: ModuleType = np) -> TaskGroups:
+    """Group the frames of a batch, whose rows have `frames` of them, by their task.
+
+    Raises:
+        ValueError: an unknown task, or a range that is empty, beyond the frames, or overlaps another one of its row.
+    """
+    places_of: dict[str, list[tuple[Array, Array]]] = {}
+    for row, ranges in enumerate(tasks):
+        behind = 0
+        for task, first, stop in sorted(
+            [(ranges, 0, frames)] if isinstance(ranges, str) else ranges, key=itemgetter(1)
+        ):
+            if not behind <= first < stop <= frames:
+                which = f"frames {first} to {stop} of {task!r}"
+                raise ValueError(f"row {row}: {which}: ranges are of the frames 0 to {frames} and do not overlap")
+            behind = stop
+            if task != BASE:
+                check_task(row, task, names)
+                its = np.arange(first, stop)
+                places_of.setdefault(task, []).append((np.full_like(its, row), its))
+    segments = segments_of({task: sum(len(its) for _, its in places) for task, places in places_of.items()})
+    places = [place for of_task in places_of.values() for place in of_task] or [(np.zeros(0, int), np.zeros(0, int))]
+    rows, its = (xp.asarray(np.concatenate(some)) for some in zip(*places, strict=True))
+    return TaskGroups((rows, its), segments, in_order=False)
+
+
+def check_task(row: int, task: str, names: Collection[str]) -> None:
+    """Raise what `group_tasks` says of an unknown task."""
+    if task not in names:
+        raise ValueError(f"row {row}: unknown task {task!r}; known: {', '.join([BASE, *names])}")
+
+
+def segments_of(counts: dict[str, int]) -> Segments:
+    """Return the segments of tasks that have so many rows, one after the other."""
+    ends = [*accumulate(counts.values(), initial=0)]
+    return tuple((task, start, stop) for task, (start, stop) in zip(counts, pairwise(ends), strict=True))
+
+
+def scattered(some: Array, rows: Array | tuple[Array, Array], like: Array) -> Array:
+    """Return a batch like `like` with `some` in these rows, or frames of them, and zeros in the others."""
     all_rows = array_module(like).zeros_like(like)
     all_rows[rows] = some
     return all_rows
@@ -81,12 +128,12 @@ def depth_step_forward(
     `params=False` says that the controller is frozen; heads always train. Returns u (B, T, C), h_next (M T, H) and the
     cache.
     """
-    (_, T, C), M = x.shape, len(groups.rows)
-    rows = (x if groups.in_order else x[groups.rows]).reshape(M * T, C)
-    h_next, state = CELLS[cell].pair.forward(rows, h, p.controller, params=params)  # (1)
-    u, heads = grouped_heads_forward(h_next.reshape(M, T, -1), p.heads, segments=groups.segments)  # (2)
+    rows = x if groups.in_order else x[groups.rows]  # (M, T, C), or frames (M, C)
+    h_next, state = CELLS[cell].pair.forward(rows.reshape(-1, x.shape[2]), h, p.controller, params=params)  # (1)
+    by_row = h_next.reshape(len(rows), -1, h_next.shape[1])
+    u, heads = grouped_heads_forward(by_row, p.heads, segments=groups.segments)  # (2)
     if not groups.in_order:
-        u = scattered(u, groups.rows, x)  # (3)
+        u = scattered(u.reshape(rows.shape), groups.rows, x)  # (3)
     return u, h_next, DepthStepCache(cell, state, heads, groups)
 
 
@@ -95,7 +142,7 @@ def depth_step_backward(
 ) -> tuple[Array, Array | None, HRAParams]:
     """Return dx (B, T, C), dh (M T, H) and dp for du (B, T, C) and dh_next (M T, H) from the layer above (None = 0)."""
     do = du if cache.groups.in_order else du[cache.groups.rows]  # (3)
-    dh_head, dheads = grouped_heads_backward(do, cache.heads)  # (2)
+    dh_head, dheads = grouped_heads_backward(do.reshape(len(do), -1, do.shape[-1]), cache.heads)  # (2)
     dh_head = dh_head.reshape(-1, dh_head.shape[-1])
     dh_next = dh_head if dh_next is None else dh_head + dh_next
     dx_rows, dh, dcontroller = CELLS[cache.cell].pair.backward(dh_next, cache.state)  # (1)

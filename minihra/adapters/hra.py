@@ -17,9 +17,11 @@ from minihra.adapters.controller import (
     BASE,
     DepthStepCache,
     HRAParams,
+    Ranges,
     TaskGroups,
     depth_step_backward,
     depth_step_forward,
+    group_frames,
     group_tasks,
 )
 from minihra.adapters.parts import CELLS, HEADS, initial_controller, initial_head, known
@@ -118,18 +120,29 @@ class HRA:
         per_task = count(shapes)
         return ParameterCount(shared, per_task, len(self.p.heads), total, backbone and total / backbone)
 
-    def edit(self, tasks: Sequence[str], *, train_controller: bool = True) -> "HRAEdit | None":
+    def edit(
+        self, tasks: Sequence[str | Ranges], *, frames: int | None = None, train_controller: bool = True
+    ) -> "HRAEdit | None":
         """Bind the adapter to a batch whose row b is of task `tasks[b]`; None where every row is "base".
 
-        With `train_controller=False` the backward gives no gradient of the controller: for tasks that are added later.
+        Within a row tasks may change, as in a recording of several speakers: `tasks[b]` then lists (task, first frame,
+        the one behind the last) of the layers' frames, of which there are `frames` in a row, T'; what is in no range
+        is "base". With `train_controller=False` the backward gives no gradient of the controller: for tasks that are
+        added later.
 
         Raises:
-            ValueError: an unknown task; the message lists the known ones.
+            ValueError: an unknown task; the message lists the known ones. Ranges that overlap or lie beyond `frames`.
         """
-        groups = group_tasks(tasks, self.p.heads, array_module(self.p.controller.W))
+        xp = array_module(self.p.controller.W)
+        if frames is None:
+            if any(not isinstance(task, str) for task in tasks):
+                raise ValueError("tasks of ranges of frames need `frames`, how many frames a row has")
+            groups = group_tasks(tasks, self.p.heads, xp)
+        else:
+            groups = group_frames(tasks, self.p.heads, frames, xp)
         if not groups.segments:
             return None
-        return HRAEdit(self.p, self.cell, self.state_size, groups, len(tasks), train_controller)
+        return HRAEdit(self.p, self.cell, self.state_size, groups, len(tasks), train_controller, frames)
 
 
 class HRAEdit(NamedTuple):
@@ -141,6 +154,7 @@ class HRAEdit(NamedTuple):
     groups: TaskGroups
     batch: int
     train_controller: bool
+    frames: int | None = None  # of a row, where tasks are those of frames
     sites = frozenset({"block"})
 
     def forward(
@@ -149,16 +163,18 @@ class HRAEdit(NamedTuple):
         """Return u_l (B, T, C), h_l (M T, H) and the cache for layer output x (B, T, C) and carry h_{l-1}, None = h_0.
 
         Raises:
-            ValueError: the batch has another number of rows than tasks were given for, or the layer another width than
-                the adapter.
+            ValueError: the batch has another number of rows, or of frames, than tasks were given for, or the layer
+                another width than the adapter.
         """
         width = self.p.controller.W.shape[0]
         if x.shape[2] != width:
             raise ValueError(f"the adapter is for layers of width {width}, but layer {l + 1} has {x.shape[2]}")
         if len(x) != self.batch:
             raise ValueError(f"{self.batch} tasks were given for a batch of {len(x)} rows")
+        if self.frames not in (None, x.shape[1]):
+            raise ValueError(f"tasks were given for rows of {self.frames} frames, but layer {l + 1} has {x.shape[1]}")
         if carry is None:
-            carry = array_module(x).zeros((len(self.groups.rows) * x.shape[1], self.state_size), x.dtype)
+            carry = array_module(x).zeros((self.groups.count(x.shape[1]), self.state_size), x.dtype)
         return depth_step_forward(x, carry, self.p, cell=self.cell, groups=self.groups, params=self.train_controller)
 
     def backward(
