@@ -70,7 +70,7 @@ class Graphs:
         heads, segments = slots_of(groups.segments, min(len(groups.rows), len(hra.p.heads)), hra.p.heads)
         config = self.model.config
         words = pack_labels(labels, config.labels, self.blank)
-        features = padded(features, step_of(features.shape[1]), config.front_end.least)
+        features = padded(features, multiple_for(features.shape[1]), config.front_end.least)
         padded_labels = padded(words.labels, LABELS)
         T = max(1, config.front_end.frames(features.shape[1]))
         tables = kernels.packed_tables(heads, segments, T)
@@ -128,7 +128,7 @@ def slots_of(segments: Segments, slots: int, heads: dict[str, HeadParams]) -> tu
     return named, tuple((slot, *bound) for slot, bound in zip(named, bounds, strict=True))
 
 
-def step_of(frames: int) -> int:
+def multiple_for(frames: int) -> int:
     """Return of what a batch of so many frames is padded to a whole multiple."""
     return max(LEAST, 1 << max(0, (frames // SHARE).bit_length() - 1))
 

@@ -111,8 +111,8 @@ class LtLibrary(Library):
 
     def __init__(self, of_cublas: Library) -> None:
         super().__init__()
-        self.memory, self.of_cublas = of_cublas.memory, of_cublas
-        self.descriptions, self.next, self.proposes = {}, 1000, 1
+        self.memory = of_cublas.memory
+        self.descriptions, self.promised, self.next, self.proposes = {}, {}, 1000, 1
 
     def __getattr__(self, name: str) -> object:
         def call(*arguments: object) -> int:
@@ -156,6 +156,7 @@ class LtLibrary(Library):
     def run_cublasLtMatmulAlgoGetHeuristic(self, handle, product, a, b, c, d, wishes, wanted, where, found) -> int:
         assert handle.value == HANDLE and wanted == 1 and ctypes.sizeof(where._obj) == 96
         assert self.descriptions[wishes.value]["workspace"] == WORKSPACE.nbytes and c.value == d.value
+        self.promised[product.value] = self.descriptions[wishes.value]
         where._obj.algorithm[0] = product.value
         found._obj.value = self.proposes
         return 0
@@ -171,6 +172,8 @@ class LtLibrary(Library):
         assert size.value == WORKSPACE.nbytes
         assert type(alpha._obj) is type(beta._obj) is TYPES[kind] and alpha._obj.value == 1 and beta._obj.value == 0
         assert (c.value, of_c.value) == (d.value, of_d.value)
+        for name, at in zip("abcd", (a, b, c, d), strict=True):
+            assert at.value % self.promised[product.value][f"aligned_{name}"] == 0, "not aligned as it was promised"
         matrices = [self.descriptions[one.value] for one in (of_a, of_b, of_d)]
         assert all(matrix["data"] == kind for matrix in matrices)
         turned = how["op_a"], how["op_b"], 0

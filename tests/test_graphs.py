@@ -17,7 +17,7 @@ import pytest
 
 from minihra.arrays import uploaded
 from minihra.blocks.self_attention import position_table
-from minihra.graphs import MOST, padded, slots_of, step_of
+from minihra.graphs import MOST, multiple_for, padded, slots_of
 from minihra.kernels.cuda import capture
 from minihra.optim import AdamW
 from minihra.recogniser import Adapter, Recogniser
@@ -175,7 +175,8 @@ def test_slots_and_padding() -> None:
     assert padded(np.ones((2, 5, 3)), 4).shape == (2, 8, 3) and padded(np.ones((2, 5)), 4).sum() == 10
     assert padded(np.ones((2, 5)), 4, least=9).shape == (2, 12)
     assert padded(np.ones((2, 8)), 4).shape == (2, 8) and padded(np.ones((2, 0)), 4).shape == (2, 0)
-    assert [step_of(frames) for frames in (0, 1, 200, 255, 256, 400, 511, 512, 800)] == [8, 8, 8, 8, 16, 16, 16, 32, 32]
+    wanted = {0: 8, 1: 8, 200: 8, 255: 8, 256: 16, 400: 16, 511: 16, 512: 32, 800: 32}
+    assert {frames: multiple_for(frames) for frames in wanted} == wanted
 
 
 def test_arrays_go_together() -> None:

@@ -39,9 +39,7 @@ Ranges = Sequence[tuple[str, int, int]]
 class TaskGroups(NamedTuple):
     """Which rows of a batch an adapter edits, grouped by task once for all layers."""
 
-    rows: (
-        Array | tuple[Array, Array]
-    )  # (M,)  indices of the rows with a task, sorted by task; or row and frame, (M,) each
+    rows: Array | tuple[Array, Array]  # (M,)  the rows with a task, sorted by task; or row and frame, (M,) each
     segments: Segments  # (task, start, stop) into them
     in_order: bool  # they are the whole batch as it stands, of which nothing need be copied
 
@@ -73,11 +71,9 @@ def group_frames(tasks: Sequence[str | Ranges], names: Collection[str], frames: 
         ValueError: an unknown task, or a range that is empty, beyond the frames, or overlaps another one of its row.
     """
     places_of: dict[str, list[tuple[Array, Array]]] = {}
-    for row, ranges in enumerate(tasks):
-        behind = 0
-        for task, first, stop in sorted(
-            [(ranges, 0, frames)] if isinstance(ranges, str) else ranges, key=itemgetter(1)
-        ):
+    for row, given in enumerate(tasks):
+        behind, ranges = 0, [(given, 0, frames)] if isinstance(given, str) else given
+        for task, first, stop in sorted(ranges, key=itemgetter(1)):
             if not behind <= first < stop <= frames:
                 which = f"frames {first} to {stop} of {task!r}"
                 raise ValueError(f"row {row}: {which}: ranges are of the frames 0 to {frames} and do not overlap")
