@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from minihra.blocks.config import ConformerConfig
 from minihra.blocks.initial import initial_conformer
 from minihra.checkpoint import write_json
@@ -81,7 +83,8 @@ def main() -> int:
             model = initial_conformer(ConformerConfig(labels=len(alphabet)), seed)
             model.frozen = True
             config = TrainingConfig(seed=seed)
-            trainee = Pretraining(Recogniser(model, log_mel, alphabet).moved(xp), config.dropout)
+            recogniser = Recogniser(model, log_mel, alphabet).moved(xp)
+            trainee = Pretraining(recogniser, config.dropout, graph=xp is not np)
             run = arguments.out / f"{known[0]}-{seed}"
             first = train(trainee, of(known, "train", alphabet, None, seed), config, run, resume=True)
             test = of(new, "test", alphabet, None, seed)

@@ -17,6 +17,7 @@ from minihra.bench_rows import BLANK, MELS, RATE, STATE, Row, Run, config_of
 from minihra.blocks.initial import initial_conformer
 from minihra.device import moved, to_host
 from minihra.evaluate import infer_parts
+from minihra.graphs import InferenceGraphs
 from minihra.ops import (
     ctc_backward,
     ctc_forward,
@@ -26,7 +27,7 @@ from minihra.ops import (
     log_mel_forward,
     twins_in,
 )
-from minihra.optim import AdamW, clip_by_global_norm
+from minihra.optim import AdamW
 from minihra.recogniser import Adapter, Recogniser
 from minihra.speech.features import LogMel
 from minihra.trainees import Adaptation, Batch, Pretraining
@@ -82,8 +83,7 @@ def step_run(trainee: Adaptation | Pretraining, batch: Batch) -> Run:
 
     def step() -> float:
         loss, gradients = trainee.gradients(batch, rng)
-        gradients, _ = clip_by_global_norm(gradients, 1.0)
-        optimiser.update(trainee.parameters, gradients, RATE)
+        trainee.update(gradients, optimiser, RATE, 1.0)
         return float(to_host(loss.mean))
 
     return step
@@ -97,14 +97,15 @@ def adaptation_run(row: Row, inputs: dict[str, Any], xp: ModuleType) -> Run:
 
 def training_run(row: Row, inputs: dict[str, Any], xp: ModuleType) -> Run:
     """Return one step of pre-training, without dropout."""
-    return step_run(Pretraining(recogniser_of(row, inputs, xp), 0.0), batch_of(inputs))
+    return step_run(Pretraining(recogniser_of(row, inputs, xp), 0.0, graph=xp is not np), batch_of(inputs))
 
 
 def inference_run(row: Row, inputs: dict[str, Any], xp: ModuleType) -> Run:
     """Return the frozen backbone and the HRA on one batch."""
     recogniser, hra = recogniser_of(row, inputs, xp), adapter_of(row, inputs, xp)
     features, tasks = list(inputs["features"]), inputs["tasks"]
-    return lambda: float(np.mean([logits.mean() for logits in infer_parts(recogniser, features, hra, tasks)]))
+    graphs = None if xp is np else InferenceGraphs(recogniser.model, hra)
+    return lambda: float(np.mean([logits.mean() for logits in infer_parts(recogniser, features, hra, tasks, graphs)]))
 
 
 def heads_run(row: Row, inputs: dict[str, Any], xp: ModuleType) -> Run:
@@ -128,7 +129,9 @@ def at_once(run: Run, xp: ModuleType) -> Run:
     """Return a run; on a GPU as a graph, as a step of adaptation starts what it consists of."""
     if xp is np:
         return run
-    captured = twins_in("capture", "cuda").Recorder().record(run)
+    recorder = twins_in("capture", "cuda").Recorder()
+    recorder.run(run)
+    captured = recorder.record(run)
 
     def start() -> Array:
         captured.launch()

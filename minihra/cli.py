@@ -107,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
     add_rows(pretrain)
     add_training(pretrain, "25")
     add_device(pretrain)
+    add_graph(pretrain)
     group = pretrain.add_mutually_exclusive_group()
     group.add_argument("--size", default="tiny", help=f"a named size: {', '.join(SIZES)} (default tiny)")
     group.add_argument("--config", type=Path, metavar="FILE.toml", help="sections [model], [features], [training], ...")
@@ -130,11 +131,7 @@ def parser() -> argparse.ArgumentParser:
     adapt.add_argument("--freeze-controller", action="store_true", help="train new heads alone; the old ones stay")
     add_recompute(adapt)
     add_device(adapt)
-    adapt.add_argument(
-        "--graph",
-        action=argparse.BooleanOptionalAction,
-        help="on a GPU, start each step at once, as a CUDA graph (default there: yes)",
-    )
+    add_graph(adapt)
 
     evaluate = add("eval", "count the errors of a backbone, or of a backbone with an adapter")
     evaluate.add_argument("--backbone", required=True, metavar="B", help=BACKBONE)
@@ -144,6 +141,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--unknown", choices=["error", "base"], default="error", help="what to do without a head")
     add_beam(evaluate)
     add_device(evaluate)
+    add_graph(evaluate)
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
     evaluate.add_argument("--hypotheses", type=Path, metavar="FILE", help="write what was understood, JSONL")
 
@@ -153,6 +151,7 @@ def parser() -> argparse.ArgumentParser:
     transcribe.add_argument("--task", metavar="NAME", help="whose head to use; base = the frozen backbone")
     add_beam(transcribe)
     add_device(transcribe)
+    add_graph(transcribe)
     transcribe.add_argument("audio", type=Path, nargs="+", metavar="AUDIO")
 
     inspect = add(
@@ -239,6 +238,15 @@ def add_device(one: argparse.ArgumentParser) -> None:
     )
     one.add_argument(
         "--tf32", action="store_true", help="on a GPU, products of 10-bit factors: faster, and not quite float32"
+    )
+
+
+def add_graph(one: argparse.ArgumentParser) -> None:
+    """Add --graph."""
+    one.add_argument(
+        "--graph",
+        action=argparse.BooleanOptionalAction,
+        help="on a GPU, start each batch at once, as a CUDA graph (default there: yes)",
     )
 
 

@@ -5,6 +5,8 @@ import json
 import sys
 from types import ModuleType
 
+import numpy as np
+
 from minihra.adapters.accounting import budgets, count_hra
 from minihra.adapters.hra import HRA
 from minihra.data.corpus import load_utterances
@@ -13,6 +15,7 @@ from minihra.data.folder import AUDIO, rows_of_folder, write_lines
 from minihra.data.manifest import Row, parse_where, read_manifest, select
 from minihra.device import array_module_for
 from minihra.evaluate import Score, score, score_by_task, transcribe
+from minihra.graphs import InferenceGraphs
 from minihra.loaders.backbone import load_backbone
 from minihra.recogniser import Adapter, Recogniser, backbone_hash, load_hra
 from minihra.speech.audio import read_audio
@@ -36,6 +39,23 @@ def together_on(xp: ModuleType, recogniser: Recogniser, adapter: Adapter | None)
     if adapter is not None:
         adapter.hra.move(xp)
     return recogniser.moved(xp), adapter and adapter.hra
+
+
+def graphs_for(arguments: argparse.Namespace, recogniser: Recogniser, hra: HRA | None) -> InferenceGraphs | None:
+    """Return the CUDA graphs with which to recognise; none on the CPU, or with --no-graph."""
+    wanted = on_gpu_with_graphs(arguments, recogniser.model.xp)
+    return InferenceGraphs(recogniser.model, hra) if wanted else None
+
+
+def on_gpu_with_graphs(arguments: argparse.Namespace, xp: ModuleType) -> bool:
+    """Whether a command computes with CUDA graphs.
+
+    Raises:
+        ValueError: they are asked for on the CPU.
+    """
+    if arguments.graph and xp is np:
+        raise ValueError("--graph is for a GPU: it needs --device cuda")
+    return xp is not np and arguments.graph is not False
 
 
 def run_eval(arguments: argparse.Namespace) -> None:
@@ -65,7 +85,9 @@ def run_eval(arguments: argparse.Namespace) -> None:
         tasks = ["base" if task in unknown else task for task in tasks]
     recogniser, hra = together_on(xp, recogniser, adapter)
     features, tokenizer = [u.features for u in utterances], recogniser.tokenizer
-    hypotheses = transcribe(recogniser, features, hra, tasks, beam=arguments.beam)
+    hypotheses = transcribe(
+        recogniser, features, hra, tasks, beam=arguments.beam, graphs=graphs_for(arguments, recogniser, hra)
+    )
     whole = score([u.text for u in utterances], hypotheses, tokenizer)
     by_task = score_by_task(utterances, hypotheses, tokenizer)
     if arguments.hypotheses:
@@ -127,7 +149,9 @@ def run_transcribe(arguments: argparse.Namespace) -> None:
         raise ValueError("\n".join(faults.lines))
     tasks = [arguments.task or "base"] * len(features)
     recogniser, hra = together_on(xp, recogniser, adapter)
-    texts = transcribe(recogniser, features, hra, tasks, beam=arguments.beam)
+    texts = transcribe(
+        recogniser, features, hra, tasks, beam=arguments.beam, graphs=graphs_for(arguments, recogniser, hra)
+    )
     for name, text in zip(names, texts, strict=True):
         print(f"{name}\t{text}" if len(names) > 1 else text)
 

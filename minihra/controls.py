@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from minihra.adapters.hra import HRA
 from minihra.data.corpus import Utterance
 from minihra.evaluate import score_by_task, transcribe
@@ -66,9 +68,10 @@ def adapt_with_controls(
     following = dict(zip(speakers, [*speakers[1:], speakers[0]], strict=True))
 
     adapter = new_adapter(recogniser, speakers, state_size, config.seed)
-    own = Adaptation(recogniser, adapter, new_tasks=tuple(speakers))
+    graph = recogniser.model.xp is not np
+    own = Adaptation(recogniser, adapter, new_tasks=tuple(speakers), graph=graph)
     done = train(own, adaptation, config, run / "own", resume=resume, title="adapting, own heads")
-    shared = Adaptation(recogniser, new_adapter(recogniser, [SHARED], state_size, config.seed))
+    shared = Adaptation(recogniser, new_adapter(recogniser, [SHARED], state_size, config.seed), graph=graph)
     together = [utterance._replace(task=SHARED) for utterance in adaptation]
     train(shared, together, config, run / "shared", resume=resume, title="adapting, one task")
 

@@ -50,7 +50,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
     model.frozen = True
     recogniser = Recogniser(model, log_mel, alphabet).moved(xp)
     config = TrainingConfig(epochs=15, seed=seed)
-    trainee = Pretraining(recogniser, config.dropout)
+    trainee = Pretraining(recogniser, config.dropout, graph=xp is not np)
     seen = utterances_of(SEEN, SEEN_VOICES, TRAINING_TAKES, recogniser, seed)
     first = train(trainee, seen, config, out / "backbone", resume=arguments.resume, title="pre-training")
     recogniser = trainee.recogniser

@@ -13,6 +13,7 @@ from minihra.adapters.hra import HRA
 from minihra.arrays import Array
 from minihra.data.corpus import Utterance
 from minihra.device import to_host
+from minihra.graphs import InferenceGraphs
 from minihra.model import infer
 from minihra.parts import parts_of
 from minihra.recogniser import Recogniser
@@ -61,14 +62,22 @@ def batches_of(lengths: Sequence[int], most: int) -> Iterator[Array]:
 
 
 def infer_parts(
-    recogniser: Recogniser, features: Sequence[Array], hra: HRA | None, tasks: Sequence[str]
+    recogniser: Recogniser,
+    features: Sequence[Array],
+    hra: HRA | None,
+    tasks: Sequence[str],
+    graphs: InferenceGraphs | None = None,
 ) -> list[Array]:
     """Return the logits (T', V) of each of a batch of features (T, F)."""
 
     def infer_part(rows: Array) -> list[Array]:
-        edit = None if hra is None else hra.edit([tasks[row] for row in rows])
+        its_tasks = [tasks[row] for row in rows]
         inputs, lengths = pad([features[row] for row in rows])
-        logits, valid = to_host(infer(recogniser.model, xp.asarray(inputs), lengths, edit))
+        inputs = xp.asarray(inputs)
+        outputs = None if graphs is None else graphs.outputs(inputs, lengths, its_tasks)
+        if outputs is None:
+            outputs = infer(recogniser.model, inputs, lengths, None if hra is None else hra.edit(its_tasks))
+        logits, valid = to_host(outputs)
         return [row[real] for row, real in zip(logits, valid, strict=True)]
 
     xp = recogniser.model.xp
@@ -79,11 +88,16 @@ def infer_parts(
 
 
 def outputs_of(
-    recogniser: Recogniser, features: Sequence[Array], hra: HRA | None = None, tasks: Sequence[str] | None = None
+    recogniser: Recogniser,
+    features: Sequence[Array],
+    hra: HRA | None = None,
+    tasks: Sequence[str] | None = None,
+    graphs: InferenceGraphs | None = None,
 ) -> Iterator[tuple[int, Array]]:
     """Yield (i, logits (T', V)) of each of `features` (T, F), with the head of its task where an adapter is given.
 
     Long recordings are recognised in pieces that overlap. Recordings come when their last piece is done, in no order.
+    On a GPU `graphs` of this backbone and adapter start a batch at once.
 
     Raises:
         ValueError: an unknown task; the message lists the known ones.
@@ -101,7 +115,7 @@ def outputs_of(
             rows = [parts[place] for place in batch]
             sound = [features[i][chunk.start : chunk.stop] for i, _, chunk in rows]
             try:
-                found = infer_parts(recogniser, sound, hra, [tasks[i] for i, *_ in rows])
+                found = infer_parts(recogniser, sound, hra, [tasks[i] for i, *_ in rows], graphs)
             except MemoryError as error:
                 seconds = max(map(len, sound)) * recogniser.features.hop
                 raise MemoryError(f"in a batch of {len(rows)}, of up to {seconds:.1f} s each: {error}") from error
@@ -129,16 +143,18 @@ def transcribe(
     tasks: Sequence[str] | None = None,
     *,
     beam: int | None = None,
+    graphs: InferenceGraphs | None = None,
 ) -> list[str]:
     """Return the text of each of `features` (T, F), with the head of its task where an adapter is given.
 
-    Decoding is greedy, or by a prefix beam search of the width `beam`.
+    Decoding is greedy, or by a prefix beam search of the width `beam`. On a GPU `graphs` of this backbone and adapter
+    start a batch at once.
 
     Raises:
         ValueError: an unknown task; the message lists the known ones. A beam below 1, or logits that are not finite.
     """
     texts, blank = [""] * len(features), recogniser.tokenizer.blank
-    for i, logits in outputs_of(recogniser, features, hra, tasks):
+    for i, logits in outputs_of(recogniser, features, hra, tasks, graphs):
         batch, valid = logits[None], np.ones((1, len(logits)), bool)
         if beam is None:
             (labels,) = greedy_decode(batch, valid, blank=blank)

@@ -36,7 +36,7 @@ from minihra.layers.attention import attention_backward, attention_forward
 from minihra.layers.conv import conv1d_backward, conv1d_forward, depthwise_conv_backward, depthwise_conv_forward
 from minihra.layers.conv2d import conv2d_backward, conv2d_forward, depthwise_conv2d_backward, depthwise_conv2d_forward
 from minihra.layers.ctc import ctc_backward, ctc_forward
-from minihra.layers.dropout import dropout_backward, dropout_forward
+from minihra.layers.dropout import draw_keep, dropout_backward, dropout_forward
 from minihra.layers.gru import gru_backward, gru_forward
 from minihra.layers.heads import (
     ffn_head_backward,
@@ -66,7 +66,7 @@ from minihra.layers.rotary import rotary_backward, rotary_forward
 from minihra.layers.shaw_attention import shaw_attention_backward, shaw_attention_forward
 from minihra.layers.softmax import masked_softmax_backward, masked_softmax_forward
 
-__all__ = ["PAIRS", "TWINS", "UNPAIRED", "Pair", "adamw_update", "hot", "references"]
+__all__ = ["PAIRS", "TWINS", "UNPAIRED", "Pair", "adamw_update", "draw_keep", "hot", "references"]
 
 
 class Pair(NamedTuple):
@@ -145,6 +145,7 @@ CUDA_UNPAIRED = {
     "clip_leaves": "adamw",
     "add_leaves": "adamw",
     "subsample": "subsampling",
+    "draw_keep": "drawing",
 }
 """The same for the GPU."""
 
@@ -226,6 +227,7 @@ batch_norm_forward, batch_norm_backward = hot_pair(batch_norm_forward, batch_nor
 running_norm_forward, running_norm_backward = hot_pair(running_norm_forward, running_norm_backward)
 residual_forward = hot(residual_forward)
 dropout_forward, dropout_backward = hot_pair(dropout_forward, dropout_backward)
+draw_keep = hot(draw_keep)
 attention_forward, attention_backward = hot_pair(attention_forward, attention_backward)
 relative_attention_forward, relative_attention_backward = hot_pair(
     relative_attention_forward, relative_attention_backward

@@ -52,7 +52,13 @@ class AdamW:
         self.beta1, self.beta2, self.eps, self.decay = beta1, beta2, eps, decay
         self.moments: dict[str, Moments] = {}
 
-    def update(self, params: Tree, grads: Tree, lr: float) -> None:
+    def clipped_update(self, params: Tree, grads: Tree, lr: float | Array, limit: float) -> Array:
+        """Do as `update` with gradients of a global norm of at most `limit`, and return their norm before."""
+        clipped, norm = clip_by_global_norm(grads, limit)
+        self.update(params, clipped, lr)
+        return norm
+
+    def update(self, params: Tree, grads: Tree, lr: float | Array) -> None:
         """Move every leaf of `params` that has a gradient in `grads` one step of learning rate `lr`.
 
         Raises:

@@ -29,7 +29,7 @@ from minihra.checkpoint import (
 from minihra.data.corpus import Batches, Utterance
 from minihra.device import to_host
 from minihra.evaluate import score
-from minihra.optim import AdamW, clip_by_global_norm, constant, warmup_cosine
+from minihra.optim import AdamW, constant, warmup_cosine
 from minihra.speech.augment import SpecAugment
 from minihra.trainees import Trainee, make_batch
 
@@ -188,11 +188,8 @@ def train(
                 seconds = batch.features.shape[1] * trainee.recogniser.features.hop
                 what = f"in step {step + 1}, with a batch of {len(chosen)} recordings of up to {seconds:.1f} s"
                 raise MemoryError(f"{what}: {error}" if str(error) else what) from error
-            gradients, norm = clip_by_global_norm(gradients, config.clip)
-            if together:
-                gradients = trainee.as_one(gradients)
             rate = config.learning_rate(step, steps)
-            optimiser.update(trainee.parameters, gradients, rate)
+            norm = trainee.update(gradients, optimiser, rate, config.clip, together=together)
             loss, norm = to_host((loss, norm))  # not before: a GPU has the whole step to do until then
             if not np.isfinite(loss.mean):
                 raise ValueError(

@@ -15,14 +15,15 @@ from minihra.arrays import Array, array_module
 from minihra.blocks.parameters import Statistics
 from minihra.data.corpus import Utterance
 from minihra.evaluate import transcribe
-from minihra.graphs import Graphs
+from minihra.graphs import AdaptationGraphs, InferenceGraphs, PretrainingGraphs
 from minihra.model import Loss, backward, ctc_loss, forward, pack_labels
+from minihra.optim import AdamW, clip_by_global_norm
 from minihra.parts import parts_of
 from minihra.recogniser import Adapter, Recogniser, load_hra, load_own, save_backbone, save_hra
 from minihra.speech.augment import SpecAugment
 from minihra.speech.features import pad
 from minihra.threads import share, together
-from minihra.tree import Total, Tree, add, map_leaves, whole
+from minihra.tree import Total, Tree, add, leaves, map_leaves, whole
 
 
 class Batch(NamedTuple):
@@ -68,8 +69,11 @@ class Trainee(Protocol):
         """Return the loss and the gradients of one batch."""
         ...
 
-    def as_one(self, gradients: Tree) -> Tree:
-        """Return gradients by which what is new learns as one."""
+    def update(self, gradients: Tree, optimiser: AdamW, rate: float, clip: float, *, together: bool) -> Array:
+        """Clip the gradients to a global norm, move the parameters, and return the norm before.
+
+        With `together` what is new learns as one.
+        """
         ...
 
     def hypotheses(self, utterances: Sequence[Utterance]) -> list[str]:
@@ -91,6 +95,16 @@ class Pretraining:
 
     recogniser: Recogniser
     dropout: float
+    graph: bool = False  # on a GPU, steps as CUDA graphs: see graphs.py
+
+    def __post_init__(self) -> None:
+        self._bind()
+
+    def _bind(self) -> None:
+        """Make what belongs to the arrays of this model."""
+        model, blank = self.recogniser.model, self.recogniser.tokenizer.blank
+        self._graphs = PretrainingGraphs(replace(model, frozen=False), blank=blank)
+        self._listening = InferenceGraphs(model)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -116,23 +130,36 @@ class Pretraining:
             part = batch.part(rows, model.xp)
             frames = model.config.front_end.frames(part.features.shape[1])
             how = training.part(rows, max(1, frames), total, model.xp)
+            if self.graph and (result := self._graphs.gradients(*part[:3], how)) is not None:
+                return result
             logits, cache = forward(model, part.features, part.lengths, None, how)
             loss, dlogits = labelled_loss(self.recogniser, logits, cache.context.valid, part, total)
             statistics = tuple(layer.statistics for layer in cache.layers)
             return loss, backward(dlogits, cache).backbone, statistics
 
         results = together([partial(gradients_of, rows) for rows in parts])
-        statistics = results[0][2]  # they are those of the whole batch in each part
-        self.recogniser = self.recogniser._replace(model=replace(self.recogniser.model, statistics=statistics))
+        self._take(results[0][2])  # they are those of the whole batch in each part
         return joined(parts, [(loss, gradients) for loss, gradients, _ in results])
 
-    def as_one(self, gradients: Tree) -> Tree:
-        """Return them as they are: there is but one of everything."""
-        return gradients
+    def _take(self, statistics: Statistics) -> None:
+        """Have these running statistics; where graphs read them, in the arrays of those before."""
+        model = self.recogniser.model
+        if not self.graph:
+            self.recogniser = self.recogniser._replace(model=replace(model, statistics=statistics))
+            return
+        for (_, place), (_, new) in zip(leaves(model.statistics), leaves(statistics), strict=True):
+            place[...] = new
+
+    def update(self, gradients: Tree, optimiser: AdamW, rate: float, clip: float, *, together: bool = False) -> Array:
+        """Clip the gradients, move the parameters, and return the norm before; there is but one of everything."""
+        if self.graph:
+            return self._graphs.update(optimiser, gradients, rate, clip)
+        return optimiser.clipped_update(self.parameters, gradients, rate, clip)
 
     def hypotheses(self, utterances: Sequence[Utterance]) -> list[str]:
         """Return the texts of the backbone alone."""
-        return transcribe(self.recogniser, [utterance.features for utterance in utterances])
+        graphs = self._listening if self.graph else None
+        return transcribe(self.recogniser, [utterance.features for utterance in utterances], graphs=graphs)
 
     def save(self, folder: Path) -> None:
         """Write the backbone."""
@@ -141,6 +168,7 @@ class Pretraining:
     def load(self, folder: Path) -> None:
         """Go back to the backbone of a folder."""
         self.recogniser = load_own(folder).moved(self.recogniser.model.xp)
+        self._bind()
 
 
 @dataclass
@@ -161,8 +189,15 @@ class Adaptation:
     graph: bool = False  # on a GPU, steps as CUDA graphs: see graphs.py
 
     def __post_init__(self) -> None:
-        self.adapter.hra.move(self.recogniser.model.xp)
-        self._graphs: Graphs | None = None
+        self._bind()
+
+    def _bind(self) -> None:
+        """Make what belongs to the arrays of this adapter, which move to where the model is."""
+        model, hra, blank = self.recogniser.model, self.adapter.hra, self.recogniser.tokenizer.blank
+        hra.move(model.xp)
+        how = {"train_controller": self.train_controller, "recompute": self.recompute}
+        self._graphs = AdaptationGraphs(model, hra, blank=blank, **how)
+        self._listening = InferenceGraphs(model, hra)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -193,12 +228,18 @@ class Adaptation:
     def gradients_of(self, batch: Batch) -> tuple[Loss, Tree]:
         """Return loss and gradients of a part of a batch."""
         model, hra = self.recogniser.model, self.adapter.hra
-        if self.graph and (result := self.graphs.gradients(*batch)) is not None:
+        if self.graph and (result := self._graphs.gradients(*batch)) is not None:
             return result
         edit = hra.edit(batch.tasks, train_controller=self.train_controller)
         logits, cache = forward(model, batch.features, batch.lengths, edit, recompute=self.recompute)
         loss, dlogits = labelled_loss(self.recogniser, logits, cache.context.valid, batch)
         return loss, backward(dlogits, cache).adapter
+
+    def update(self, gradients: Tree, optimiser: AdamW, rate: float, clip: float, *, together: bool = False) -> Array:
+        """Clip the gradients, move the parameters, and return the norm before."""
+        clipped, norm = clip_by_global_norm(gradients, clip)
+        optimiser.update(self.parameters, self.as_one(clipped) if together else clipped, rate)
+        return norm
 
     def as_one(self, gradients: Tree) -> Tree:
         """Return gradients with the sum over the new tasks' heads for each of them, in the batch or not."""
@@ -210,7 +251,8 @@ class Adaptation:
     def hypotheses(self, utterances: Sequence[Utterance]) -> list[str]:
         """Return the texts with each utterance's own head."""
         features, tasks = [u.features for u in utterances], [u.task for u in utterances]
-        return transcribe(self.recogniser, features, self.adapter.hra, tasks)
+        graphs = self._listening if self.graph else None
+        return transcribe(self.recogniser, features, self.adapter.hra, tasks, graphs=graphs)
 
     def save(self, folder: Path) -> None:
         """Write the adapter."""
@@ -219,17 +261,7 @@ class Adaptation:
     def load(self, folder: Path) -> None:
         """Go back to the adapter of a folder."""
         self.adapter = load_hra(folder, self.adapter.backbone_sha256)
-        self.adapter.hra.move(self.recogniser.model.xp)
-        self._graphs = None
-
-    @property
-    def graphs(self) -> Graphs:
-        """The CUDA graphs of this adapter's steps."""
-        if self._graphs is None:
-            how = {"train_controller": self.train_controller, "recompute": self.recompute}
-            blank = self.recogniser.tokenizer.blank
-            self._graphs = Graphs(self.recogniser.model, self.adapter.hra, blank=blank, **how)
-        return self._graphs
+        self._bind()
 
 
 def weighed(results: Sequence[tuple[Loss, Tree]]) -> list[tuple[Loss, Tree]]:

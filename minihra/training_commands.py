@@ -11,7 +11,7 @@ from minihra.adapters.hra import HRA
 from minihra.adapters.parts import known
 from minihra.ahead import compile_ahead
 from minihra.blocks.initial import initial_conformer
-from minihra.commands import chosen_rows, tell_skipped
+from minihra.commands import chosen_rows, on_gpu_with_graphs, tell_skipped
 from minihra.config import build, named_size, read_config
 from minihra.data.corpus import Utterance, commonest_rate, load_utterances
 from minihra.data.faults import Faults
@@ -28,6 +28,7 @@ from minihra.tree import count
 def run_pretrain(arguments: argparse.Namespace) -> None:
     """Train a backbone from nothing."""
     xp = array_module_for(arguments.device, tf32=arguments.tf32)
+    graph = on_gpu_with_graphs(arguments, xp)
     settings = read_config(arguments.config) if arguments.config else named_size(arguments.size)
     given = {key: getattr(arguments, key) for key in ("epochs", "steps", "seed") if getattr(arguments, key) is not None}
     augment = None if settings.augment is None else build("augment", **settings.augment)
@@ -52,7 +53,7 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.manifest}: no row is left to train on")
     model = initial_conformer(config, training.seed)
     model.frozen = True  # as the recogniser is used; a training step thaws it
-    trainee = Pretraining(Recogniser(model, log_mel, alphabet).moved(xp), training.dropout)
+    trainee = Pretraining(Recogniser(model, log_mel, alphabet).moved(xp), training.dropout, graph)
     done = train(
         trainee, utterances, training, arguments.out, valid=valid, resume=arguments.resume, title="pre-training"
     )
@@ -81,8 +82,7 @@ def tell_infeasible(places: list[str], of: int) -> None:
 def run_adapt(arguments: argparse.Namespace) -> None:
     """Train an HRA with a head for each task, on a frozen backbone."""
     xp = array_module_for(arguments.device, tf32=arguments.tf32)
-    if arguments.graph and xp is np:
-        raise ValueError("--graph is for a GPU: it needs --device cuda")
+    graph = on_gpu_with_graphs(arguments, xp)
     recogniser = load_backbone(arguments.backbone)
     given = {key: getattr(arguments, key) for key in ("epochs", "steps", "seed") if getattr(arguments, key) is not None}
     if "epochs" in given:
@@ -110,7 +110,6 @@ def run_adapt(arguments: argparse.Namespace) -> None:
     new = add_new_tasks(arguments, adapter, tasks)
     if len(new) < 2:  # one head, or none, has no other to learn with
         training = replace(training, together=0.0)
-    graph = xp is not np and arguments.graph is not False
     learns = not arguments.freeze_controller
     trainee = Adaptation(recogniser.moved(xp), adapter, learns, new, recompute=arguments.recompute, graph=graph)
     done = train(trainee, utterances, training, arguments.out, resume=arguments.resume, title="adapting")

@@ -125,7 +125,9 @@ def test_our_side_runs_where_no_array_is_numpys(row: Row, monkeypatch: pytest.Mo
     """As on a GPU, with the same number; what is fetched is fetched by name."""
     monkeypatch.setattr("minihra.bench_bandwidth.COPIED", 10)
     recorded = lambda run: SimpleNamespace(launch=lambda: None, outputs=run())  # noqa: E731
-    monkeypatch.setattr("minihra.kernels.cuda.capture.Recorder", lambda: SimpleNamespace(record=recorded))
+    monkeypatch.setattr(
+        "minihra.kernels.cuda.capture.Recorder", lambda: SimpleNamespace(run=lambda run: run(), record=recorded)
+    )
     numbers: list[dict[str, float]] = []
     with standin.installed() as xp, references():
         for module in (np, xp):

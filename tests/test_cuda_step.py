@@ -42,7 +42,6 @@ def training_step(xp: Any) -> Tree:
     model = Conformer(backbone.config, p, statistics, frozen=False)
     rng = np.random.default_rng(0)
     training = model.draw_dropout(0.2, *given.features.shape[:2], rng)
-    training = training._replace(keep=xp.asarray(training.keep))
     logits, cache = forward(model, xp.asarray(given.features), given.lengths, None, training)
     loss, dlogits = ctc_loss(logits, cache.context.valid, given.labels)
     statistics = tuple(layer.statistics for layer in cache.layers)

@@ -21,8 +21,10 @@ from minihra.bench_runs import adapter_of, batch_of, recogniser_of
 from minihra.cases import Case
 from minihra.cli import main
 from minihra.device import array_module_for, gpu_problem
+from minihra.evaluate import infer_parts
+from minihra.graphs import InferenceGraphs
 from minihra.kernels.cuda.products import allow_tf32, product
-from minihra.ops import CUDA_TWINS
+from minihra.ops import CUDA_TWINS, draw_keep
 from minihra.optim import AdamW, clip_by_global_norm
 from minihra.recogniser import Adapter
 from minihra.speech.error_rate import sum_errors, word_errors
@@ -204,7 +206,51 @@ def test_a_step_as_a_graph_is_the_step(xp: ModuleType) -> None:
             found.append(back((loss.utterances, gradients), xp))
             optimiser.update(trainee.parameters, gradients, 1e-3)
         assert_close(found[1], found[0], 1e-4)
-    assert len(trainees[1].graphs._recorded) == 1
+    assert len(trainees[1]._graphs._recorded) == 1
+
+
+def test_a_step_of_training_as_a_graph_is_the_step(xp: ModuleType) -> None:
+    """With masks, running statistics and parameters that move; and what the model recognises meanwhile is its own."""
+    row = Row("training", **TINY)
+    trainees, optimisers = [trainee_of(row, xp) for _ in range(2)], [AdamW(), AdamW()]
+    trainees[0].dropout = trainees[1].dropout = 0.2
+    trainees[1].graph = True
+    for step in range(5):
+        batch = batch_of(inputs_of(row))._replace(features=inputs_of(row)["features"][::-1] + step)
+        found = [trainee.gradients(batch, np.random.default_rng(step)) for trainee in trainees]
+        assert_close_to_the_largest(back(found[1][1], xp), back(found[0][1], xp))
+        assert_close((back(found[1][0].utterances, xp),), (back(found[0][0].utterances, xp),), 1e-4)
+        assert_close(*(back(trainee.recogniser.model.statistics, xp) for trainee in trainees[::-1]), 1e-4)
+        for trainee, optimiser in zip(trainees, optimisers, strict=True):
+            optimiser.update(trainee.parameters, found[0][1], 1e-3)
+        heard = [
+            infer_parts(trainee.recogniser, list(batch.features), None, batch.tasks, graphs)
+            for trainee, graphs in zip(trainees, (None, trainees[1]._listening), strict=True)
+        ]
+        assert_close(tuple(heard[1]), tuple(heard[0]), 1e-4)
+    assert len(trainees[1]._graphs._recorded) == len(trainees[1]._listening._recorded) == 1
+
+
+def test_recognition_as_a_graph_is_that_without(xp: ModuleType) -> None:
+    row = Row("inference", **TINY)
+    inputs = inputs_of(row)
+    recogniser, hra = recogniser_of(row, inputs, xp), adapter_of(row, inputs, xp)
+    graphs = InferenceGraphs(recogniser.model, hra)
+    for step in range(4):
+        features = [one[: 90 - 3 * n] * (1 + step) for n, one in enumerate(inputs["features"])]
+        tasks = list(np.roll(inputs["tasks"], step))
+        plain = infer_parts(recogniser, features, hra, tasks)
+        assert_close(tuple(infer_parts(recogniser, features, hra, tasks, graphs)), tuple(plain), 1e-4)
+    assert len(graphs._recorded) == 1
+
+
+def test_masks_are_those_that_numpy_draws(xp: ModuleType) -> None:
+    """Of more elements than threads, and the next mask behind them."""
+    ours, numpys = np.random.default_rng(5), np.random.default_rng(5)
+    for shape in ((3,), (16, 4, 16, 100, 144), (1000, 1001)):
+        mask = xp.asnumpy(draw_keep(xp.zeros(1), ours, shape, rate=0.1))
+        assert np.array_equal(mask, numpys.random(shape, np.float32) >= 0.1)
+    assert ours.bit_generator.state == numpys.bit_generator.state
 
 
 def test_the_optimiser_moves_as_on_the_cpu(xp: ModuleType) -> None:
@@ -254,13 +300,11 @@ def test_one_checkpoint_writes_the_same_down_on_both(bench: Bench, tmp_path: Pat
 def test_memory_that_runs_out_is_told(
     bench: Bench, tmp_path: Path, xp: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pool = xp.get_default_memory_pool()
-    pool.free_all_blocks()
-    pool.set_limit(size=pool.total_bytes() + (1 << 17))
-    try:
+    """In a pool of its own, which holds nothing that could be used again."""
+    pool = xp.cuda.MemoryPool()
+    pool.set_limit(size=1 << 17)
+    with xp.cuda.using_allocator(pool.malloc):
         assert main(adapt(bench, tmp_path / "out", "--steps", "6", "--device", "cuda")) == 2
-    finally:
-        pool.set_limit(size=0)
     said = capsys.readouterr().err
     assert "memory ran out" in said and "Out of memory allocating" in said and said.count("\n") == 1
 

@@ -144,7 +144,7 @@ def test_the_file_of_an_adapter_names_its_backbone(
 def test_a_beam_is_passed_on(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def transcribe(recogniser: Recogniser, features: list, *given: Any, beam: int | None) -> list[str]:
+    def transcribe(recogniser: Recogniser, features: list, *given: Any, beam: int | None, graphs: None) -> list[str]:
         seen.append(beam)
         return [""] * len(features)
 

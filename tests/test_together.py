@@ -97,7 +97,7 @@ def test_the_moments_of_the_sums_are_forgotten(tmp_path: Path, monkeypatch: pyte
 
 def test_old_heads_and_absent_ones() -> None:
     one, two, three = np.ones(2), np.full(2, 3.0), np.full(2, 5.0)
-    recogniser, adapter = Recogniser(frozen_backbone(), None, None), Adapter(new_hra(), "speaker", "")
+    recogniser, adapter = Recogniser(frozen_backbone(), None, Alphabet("ab")), Adapter(new_hra(), "speaker", "")
     trainee = Adaptation(recogniser, adapter, new_tasks=("ann", "bob", "cec"))
     gradients = HRAParams(None, {"old": (one,), "ann": (two,), "bob": (three,)})
     heads = trainee.as_one(gradients).heads

@@ -70,13 +70,16 @@ class LayerNorm(Leaf):
 
 
 class BatchNorm(Leaf):
-    """(B, T, C) -> (B, T, C) by running mean and var (C,); in training mode by those of the valid frames, padding 0."""
+    """(B, T, C) -> (B, T, C) by running mean and var (C,); in training mode by those of the valid frames, padding 0.
 
-    def forward(self, x: Tensor, valid: Tensor, running: Leaf) -> Tensor:
+    `valid` is None where there is no padding, so that nothing need be picked out.
+    """
+
+    def forward(self, x: Tensor, valid: Tensor | None, running: Leaf) -> Tensor:
         args = (running.mean, running.var, self.g, self.b)
         if not self.training:
             return F.batch_norm(x.flatten(0, 1), *args, eps=EPS).view_as(x)
-        if valid.all():  # no padding: nothing to be picked out
+        if valid is None:
             return F.batch_norm(x.flatten(0, 1), *args, training=True, momentum=0.1, eps=EPS).view_as(x)
         y = torch.zeros_like(x)
         y[valid] = F.batch_norm(x[valid], *args, training=True, momentum=0.1, eps=EPS)
@@ -184,9 +187,9 @@ class Convolution(nn.Module):
         self.pointwise1, self.pointwise2 = Linear(p["pointwise1"]), Linear(p["pointwise2"])
         self.inner_norm = BatchNorm(p["inner_norm"]) if batch_norm else LayerNorm(p["inner_norm"])
 
-    def forward(self, x: Tensor, valid: Tensor, running: Leaf | None) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor, unpadded: bool, running: Leaf | None) -> Tensor:
         x = self.depthwise(F.glu(self.pointwise1(self.norm(x))).masked_fill(~valid[..., None], 0))
-        x = self.inner_norm(x) if running is None else self.inner_norm(x, valid, running)
+        x = self.inner_norm(x) if running is None else self.inner_norm(x, None if unpadded else valid, running)
         return self.pointwise2(F.silu(x))
 
 
@@ -198,10 +201,12 @@ class Block(nn.Module):
         self.ffn1, self.ffn2, self.norm = FeedForward(p["ffn1"]), FeedForward(p["ffn2"]), LayerNorm(p["norm"])
         self.attention, self.conv = Attention(p["attention"], heads), Convolution(p["conv"], batch_norm)
 
-    def forward(self, x: Tensor, valid: Tensor, table: Tensor, visible: Tensor, running: Leaf | None) -> Tensor:
+    def forward(
+        self, x: Tensor, valid: Tensor, unpadded: bool, table: Tensor, visible: Tensor, running: Leaf | None
+    ) -> Tensor:
         x = x + 0.5 * self.ffn1(x)
         x = x + self.attention(x, table, visible)
-        x = x + self.conv(x, valid, running)
+        x = x + self.conv(x, valid, unpadded, running)
         return self.norm(x + 0.5 * self.ffn2(x))
 
 
@@ -308,6 +313,7 @@ class TorchHRA(nn.Module):
         self.adapter = Adapter(p["adapter"], cell, self.tasks, heads_mode) if cell else None
         if unused := set(named) - set(self.state_dict()):
             raise ValueError(f"parameters without a place: {sorted(unused)}")
+        self.unpadded: bool | None = None  # of the batch; None: a step that trains the backbone looks
         self.backbone.requires_grad_(not freeze_backbone)
         self.train()
 
@@ -322,13 +328,15 @@ class TorchHRA(nn.Module):
         features = torch.as_tensor(features, dtype=weight.dtype, device=weight.device)
         x, lengths = self.backbone["front_end"](features, torch.as_tensor(lengths, device=weight.device))
         valid = valid_frames(lengths, x.shape[1])
-        table, visible = position_table(x), visible_keys(valid, self.reach)
+        table, visible, unpadded = position_table(x), visible_keys(valid, self.reach), self.unpadded
+        if unpadded is None:
+            unpadded = self.backbone.training and bool(valid.all())
         plan = tasks if isinstance(tasks, Plan) else self.plan(["base"] * len(x) if tasks is None else tasks, len(x))
         if plan.present:
             head = self.adapter.choose(plan.present, plan.places)
             h = x.new_zeros(len(plan.rows), x.shape[1], self.adapter.controller.H)
         for l, block in enumerate(self.backbone["layers"]):
-            x = block(x, valid, table, visible, self.statistics[l] if self.statistics else None)
+            x = block(x, valid, unpadded, table, visible, self.statistics[l] if self.statistics else None)
             if plan.present:
                 h = self.adapter.controller(x if plan.everyone else x[plan.rows], h)
                 x = x + head(h) if plan.everyone else x.index_add(0, plan.rows, head(h))
@@ -401,7 +409,7 @@ def runs_of(row: Any, inputs: dict[str, Any], *, device: str = "cpu", tf32: bool
         runs |= compiled(
             mode, lambda compile_, mode=mode: model_run(row, inputs, mode, device, whole(compile_)), device
         )
-    if device == "cuda" and row.kind != "training":
+    if device == "cuda":
         make = partial(model_run, row, inputs, "gather", device, blocks_in_a_graph)
         runs["gather, blocks compiled, in one CUDA graph"] = at_first_run(make)
     return runs
@@ -416,11 +424,13 @@ def whole(compile_: Callable) -> Callable[..., None]:
     return prepare
 
 
-def blocks_in_a_graph(model: TorchHRA, features: Tensor, lengths: Tensor, plan: Plan) -> None:
+def blocks_in_a_graph(model: TorchHRA, features: Tensor, lengths: Tensor, plan: Plan | None) -> None:
     """Compile the blocks, which takes seconds as they are alike, and record forward and backward of a batch.
 
     The graph is for batches of these sizes, lengths and tasks; `forward` then takes other features alone.
     """
+    plan = plan or model.plan(["base"] * len(features), len(features))
+    model.unpadded = bool((lengths == features.shape[1]).all())
     for block in model.backbone["layers"]:
         block.compile(dynamic=False)
     forward = model.forward

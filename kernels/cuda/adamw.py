@@ -62,6 +62,7 @@ def adamw_update_leaves(
             return NotImplemented  # a copy would move in their place
     of_leaves = {"p": ps, "g": [contiguous(g) for g in gs], "m": ms, "v": vs, "step": steps}
     rates = {"beta1": beta1, "new1": 1 - beta1, "beta2": beta2, "new2": 1 - beta2, "eps": eps}
+    scales = xp.empty((len(ps), 3), real)  # of all, so that memory runs out before anything has moved, or not at all
     for group in groups_of(ps):
         arrays, n = {name: all_of[group.which] for name, all_of in of_leaves.items()}, len(group.sizes)
         leaves = KERNELS.table(
@@ -69,7 +70,7 @@ def adamw_update_leaves(
             **{name: addresses(some) for name, some in arrays.items()},
             **{"decay": decays[group.which], "size": group.sizes, "first": group.first},
         )
-        both = {"leaves": leaves, "scales": xp.empty((n, 3), real), "reaches": [*chain(*arrays.values())]}
+        both = {"leaves": leaves, "scales": scales[group.which], "reaches": [*chain(*arrays.values())]}
         KERNELS.run("adamw_scales", per_element(n), **both, lr=lr, n=n, beta1=beta1, beta2=beta2)
         KERNELS.run("adamw_leaves", group.grid, **both, **group.counts, **rates)
 

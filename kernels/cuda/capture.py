@@ -39,27 +39,35 @@ class Recorder:
         self._held.append(self._cupy.cuda.Memory(size))
         return self._cupy.cuda.MemoryPointer(self._held[-1], 0)
 
+    def run(self, step: Callable[[], Any]) -> Any:
+        """Run a step in the memory of recordings, and return what it gives. It compiles what is new to the step.
+
+        Raises:
+            MemoryError: it has no room beside what else there is.
+        """
+        self._cupy.cuda.get_current_stream().synchronize()  # what the inputs wait for
+        self._cupy.get_default_memory_pool().free_all_blocks()  # of the same step, as it ran before
+        with self._cupy.cuda.using_allocator(self._pool.malloc), self._stream:
+            outputs = step()
+            self._stream.synchronize()
+        return outputs
+
     def record(self, step: Callable[[], Any]) -> Captured:
-        """Run a step twice, the second time to record it.
+        """Record a step that has run; nothing is computed.
 
         Raises:
             RuntimeError: the step did what cannot be recorded.
             MemoryError: it has no room beside what else there is.
         """
-        cuda, stream = self._cupy.cuda, self._stream
-        cuda.get_current_stream().synchronize()  # what the inputs wait for is not in the graph
-        self._cupy.get_default_memory_pool().free_all_blocks()  # of the same step, as it ran before
-        with cuda.using_allocator(self._pool.malloc), stream:
-            step()  # compiles what is new, and fills the pool
-            stream.synchronize()
-            stream.begin_capture()
+        with self._cupy.cuda.using_allocator(self._pool.malloc), self._stream:
+            self._stream.begin_capture()
             try:
                 outputs = step()
             except BaseException:
                 with suppress(RuntimeError):  # a recording that was broken off is no graph
-                    stream.end_capture()
+                    self._stream.end_capture()
                 raise
-            return Captured(stream.end_capture(), step, outputs)
+            return Captured(self._stream.end_capture(), step, outputs)
 
 
 def bytes_held() -> int:

@@ -33,7 +33,7 @@ from minihra.blocks.subsampling import (
 from minihra.layers.linear import LinearCache
 from minihra.layers.norms import LayerNormCache
 from minihra.masks import valid_from_lengths
-from minihra.ops import layer_norm_backward, layer_norm_forward, linear_backward, linear_forward
+from minihra.ops import draw_keep, layer_norm_backward, layer_norm_forward, linear_backward, linear_forward
 from minihra.tree import Tree
 
 FrontEndCache = SubsamplingCache | StagesCache
@@ -151,4 +151,4 @@ class Conformer:
         if rate == 0:
             return Training(None, 0.0)
         shape = (self.depth, len(STEPS), batch, max(1, self.config.front_end.frames(frames)), self.config.width)
-        return Training(rng.random(shape, dtype=np.float32) >= rate, rate)
+        return Training(draw_keep(self.p.readout.linear.W, rng, shape, rate=rate), rate)

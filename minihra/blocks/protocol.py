@@ -9,6 +9,8 @@ network: for HRA, the controller's state. The backward walks the same sites down
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from minihra.arrays import Array
 from minihra.tree import Total, Tree, whole
 
@@ -23,9 +25,10 @@ class Training(NamedTuple):
     def part(self, rows: Array, frames: int, total: Total, xp: ModuleType) -> "Training":
         """Return that of some rows of the batch, of `frames` frames at most, whose sums `total` adds to the others'.
 
-        The masks, drawn on the host, move to `xp`.
+        The masks are in `xp`, and the rows on the host.
         """
-        return Training(None if self.keep is None else xp.asarray(self.keep[:, :, rows, :frames]), self.rate, total)
+        rows = rows if xp is np else xp.asarray(rows)
+        return Training(None if self.keep is None else self.keep[:, :, rows, :frames], self.rate, total)
 
 
 class Context(NamedTuple):

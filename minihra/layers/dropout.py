@@ -5,7 +5,14 @@ y = x * keep / (1 - rate)           keep: bool, True with probability 1 - rate
 
 from typing import NamedTuple
 
-from minihra.arrays import Array
+import numpy as np
+
+from minihra.arrays import Array, array_module
+
+
+def draw_keep(like: Array, rng: np.random.Generator, shape: tuple[int, ...], *, rate: float) -> Array:
+    """Draw a mask of this shape, True with probability 1 - rate, where `like` is: the same one wherever that may be."""
+    return array_module(like).asarray(rng.random(shape, np.float32) >= rate)
 
 
 class DropoutCache(NamedTuple):

@@ -68,8 +68,10 @@ def relative_positions(
         exponent = np.arange(0, C, 2, dtype=precision) * -(math.log(10000.0) / C)
         frequency = np.exp(exponent.astype(np.float64)).astype(precision)
     else:
-        frequency = 1 / 10000.0 ** (np.arange(0, C, 2, dtype=precision) / C)
-    angle = (position * frequency).astype(np.float64)  # whose sines, rounded, are nearest to what any program has
+        share = (np.arange(0, C, 2, dtype=precision) / C).astype(np.float64)
+        frequency = 1 / (10000.0**share).astype(precision)
+    # Powers and sines of float64, rounded, are nearest to what any program has; those of float32 depend on the machine.
+    angle = (position * frequency).astype(np.float64)
     table = np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(2 * T - 1, C)
     return xp.asarray(table.astype(precision).astype(dtype))
 

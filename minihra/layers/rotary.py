@@ -39,9 +39,10 @@ def rotary_table(
     `precision` is the type to which frequencies, angles and sines are rounded: a model that was trained with tables
     made in float32 expects their roundings, which grow with the position.
     """
-    frequency = 1 / base ** (np.arange(0, D, 2, dtype=precision) / D)
-    angle = np.arange(T, dtype=precision)[:, None] * np.concatenate([frequency, frequency])
-    angle = angle.astype(np.float64)  # whose sines, rounded, are nearest to what any program has
+    # Powers and sines of float64, rounded, are nearest to what any program has; those of float32 depend on the machine.
+    share = (np.arange(0, D, 2, dtype=precision) / D).astype(np.float64)
+    frequency = 1 / (base**share).astype(precision)
+    angle = (np.arange(T, dtype=precision)[:, None] * np.concatenate([frequency, frequency])).astype(np.float64)
     return RotaryTable(*(xp.asarray(f(angle).astype(precision).astype(dtype)) for f in (np.cos, np.sin)))
 
 

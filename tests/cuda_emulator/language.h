@@ -172,6 +172,9 @@ inline double rsqrt(double x) { return 1.0 / sqrt(x); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(unsigned(x)); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
+inline unsigned long long __umul64hi(unsigned long long x, unsigned long long y) {
+  return static_cast<unsigned long long>(static_cast<unsigned __int128>(x) * y >> 64);
+}
 
 template <class To, class From> To emulator_bits(From value) {
   static_assert(sizeof(To) == sizeof(From));
