@@ -14,7 +14,17 @@ from minihra.kernels.cpu.compiled import compiled
 from minihra.kernels.cpu.gru import gru_backward, gru_forward
 from minihra.kernels.cpu.indrnn import indrnn_backward, indrnn_forward
 from minihra.kernels.cpu.linear import linear_backward, linear_forward
-from minihra.kernels.cpu.product import COLUMNS, LEAST_ROWS, MOST_SIZE, ROWS, matrix, multiply, panels_of, product
+from minihra.kernels.cpu.product import (
+    COLUMNS,
+    LEAST_ROWS,
+    MOST_SIZE,
+    NARROW,
+    ROWS,
+    matrix,
+    multiply,
+    panels_of,
+    product,
+)
 from minihra.layers.gru import GRUParams
 from minihra.layers.indrnn import IndRNNParams
 from minihra.layers.linear import LinearParams
@@ -36,7 +46,7 @@ def whole(*shape: int, seed: int, dtype: type = np.float32) -> Array:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("K", [1, 7, 8, 13, 144])
-@pytest.mark.parametrize("O", [COLUMNS, COLUMNS + 1, 29, 96])
+@pytest.mark.parametrize("O", [NARROW, NARROW + 1, COLUMNS, COLUMNS + 1, 29, 96, COLUMNS + NARROW + 3])
 @pytest.mark.usefixtures("alone")
 def test_product_is_exact(O: int, K: int, turned: bool, dtype: type) -> None:
     W = whole(O, K, seed=1, dtype=dtype).T if turned else whole(K, O, seed=1, dtype=dtype)
@@ -55,7 +65,7 @@ def multiply_arrays(x: Array, w: Array, start: Array, y: Array) -> None:
     multiply(x.dtype.type(0), N, x.shape[1], O, matrix(x), matrix(w), matrix(start), matrix(y))
 
 
-@pytest.mark.parametrize("O", [COLUMNS, 2 * COLUMNS + 3])
+@pytest.mark.parametrize("O", [NARROW, COLUMNS, 2 * COLUMNS + 3, COLUMNS + 2 * NARROW])
 def test_multiply_takes_any_number_of_rows(O: int) -> None:
     w = whole(5, O, seed=0)
     for N in range(5 * ROWS):
@@ -82,11 +92,11 @@ def test_panels_hold_all_columns(O: int) -> None:
 @pytest.mark.parametrize(
     ("is_alone", "rows", "width", "tiles"),
     [
-        (True, LEAST_ROWS, COLUMNS, 1),
+        (True, LEAST_ROWS, NARROW, 1),
         (True, LEAST_ROWS, MOST_SIZE // 5, 1),
         (True, LEAST_ROWS, MOST_SIZE // 5 + 1, 0),
         (True, LEAST_ROWS - 1, 99, 0),
-        (True, LEAST_ROWS, COLUMNS - 1, 0),
+        (True, LEAST_ROWS, NARROW - 1, 0),
         (False, LEAST_ROWS, 99, 0),
     ],
 )

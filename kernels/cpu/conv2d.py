@@ -8,7 +8,7 @@ import numpy as np
 
 from minihra.arrays import Array, array_module
 from minihra.kernels.cpu.compiled import compiled, compiled_inside, copy_row, launch, must_have
-from minihra.kernels.cpu.product import Matrix, add_product, after, left_of, matrix, panels_of
+from minihra.kernels.cpu.product import Matrix, add_product, after, first_new, left_of, matrix, panels_of
 from minihra.layers.conv2d import Conv2dCache, Conv2dParams, DepthwiseConv2dCache, DepthwiseConv2dParams
 
 AT_ONCE = 2
@@ -62,7 +62,7 @@ def convolve_frames(frames: Array, real: Array, panels: Array, b: Array, least: 
     sums, width = np.empty((N * F2, wide), y.dtype), min(wide, O)
     all_sums = matrix(sums)
     for p in range(len(panels)):
-        left, panel = left_of(p, wide, O), matrix(panels[p])
+        left, panel, new = left_of(p, wide, O), matrix(panels[p]), first_new(p, wide, O)
         sums[:] = 0
         for i in range(3):  # outside, so that a third of the panel stays in the cache for all frames
             w = after(panel, 3 * i * I * wide)
@@ -70,11 +70,11 @@ def convolve_frames(frames: Array, real: Array, panels: Array, b: Array, least: 
                 if real[2 * t + i]:
                     frame, to = matrix(frames[2 * t + i]), after(all_sums, t * F2 * wide)
                     x = Matrix(frame.base, 0, 2 * I, 1)
-                    add_product(number, F2, 3 * I, x, w, to)
+                    add_product(number, F2, 3 * I, x, w, to, new)
         for t in range(N):
             for f in range(F2):
                 row, total = y[t, f], sums[t * F2 + f]
-                for o in range(width):
+                for o in range(new, width):
                     value = total[o] + b[left + o]
                     row[left + o] = value if value > least or value != value else least
 
@@ -119,7 +119,7 @@ def _convolve_back(dy: Array, valid: Array, panels: Array, dx: Array) -> None:
                     for f in range(F2):
                         copy_row(dy[b, t, f], frames[n, f])
             for p in range(len(panels)):
-                left, panel = left_of(p, wide, I), matrix(panels[p])
+                left, panel, new = left_of(p, wide, I), matrix(panels[p]), first_new(p, wide, I)
                 for s in range(2 * first, min(2 * (first + AT_ONCE), T)):
                     if not valid[b, s]:
                         dx[b, s] = 0
@@ -132,10 +132,10 @@ def _convolve_back(dy: Array, valid: Array, panels: Array, dx: Array) -> None:
                             if real[n + later]:
                                 its_dy, i = matrix(frames[n + later]), 1 + s % 2 - 2 * later
                                 w = after(panel, (3 * i + 2 - 2 * odd) * O * wide)
-                                add_product(number, places, K, its_dy, w, tile)
+                                add_product(number, places, K, its_dy, w, tile, new)
                         for f in range(places):
                             row, total = dx[b, s, 2 * f + odd], sums[f]
-                            for c in range(width):
+                            for c in range(new, width):
                                 row[left + c] = total[c]
 
 

@@ -15,7 +15,7 @@ from numba import prange
 from minihra.arrays import Array
 from minihra.kernels.cpu.addresses import table_of
 from minihra.kernels.cpu.compiled import ZERO, compiled, compiled_for_threads, copy_row, must_have
-from minihra.kernels.cpu.product import COLUMNS, Matrix, after, matrix, multiply, number_at
+from minihra.kernels.cpu.product import NARROW, Matrix, after, matrix, multiply, number_at
 from minihra.layers.activations import ReluCache
 from minihra.layers.heads import FFNHeadCache, FFNHeadParams, GroupedHeadsCache, HeadParams, Segments
 from minihra.layers.linear import LinearCache, LinearParams
@@ -108,7 +108,7 @@ def _maps_back(
                 if begin == first:
                     for o in range(O):
                         its_db[o] = ZERO
-                twice = O % COLUMNS > 0  # some columns are made twice, the second time from what they were before
+                twice = O % NARROW > 0  # some columns are made twice, the second time from what they were before
                 multiply(number, I, end - begin, O, x, its_dy, before, matrix(made) if twice else sums)
                 for i in range(I if twice else 0):
                     copy_row(made[i], its_dW[i])
@@ -170,7 +170,7 @@ def maps_of(batch: Same, dtype: np.dtype) -> Maps | None:
     no_bias = np.zeros(shape[1], dtype)
     Ws = table_of([p.W for p in params], repeat(shape, S), dtype)
     bs = table_of([no_bias if p.b is None else p.b for p in params], repeat(no_bias.shape, S), dtype)
-    return None if Ws is None or bs is None or min(shape) < COLUMNS else Maps(params, Ws, bs, no_bias)
+    return None if Ws is None or bs is None or min(shape) < NARROW else Maps(params, Ws, bs, no_bias)
 
 
 def levels_of(heads: Sequence[Any]) -> list[list[Any]]:

@@ -1,7 +1,8 @@
 """Products inside compiled loops: of what follows each other in the cache, and of many small matrices in one call.
 
-y = start + x w is made in tiles of at most ROWS rows and COLUMNS columns, whose sums stay in registers. The innermost
-loop is written for LLVM by hand, as two vectors for each row: left to itself it keeps the sums in memory.
+y = start + x w is made in tiles of at most ROWS rows and COLUMNS columns, whose sums stay in registers; what is left of
+the columns then has tiles of NARROW ones. The innermost loop is written for LLVM by hand, as vectors for each row: left
+to itself it keeps the sums in memory.
 
 The linear maps of a thread that has no others are made so, too (`product`): of a matrix whose columns lie in panels of
 COLUMNS, and the bias with them.
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
@@ -20,8 +21,15 @@ from minihra.arrays import Array, array_module
 from minihra.kernels.cpu.compiled import compiled, compiled_inside, launch, must_have
 from minihra.threads import alone
 
-ROWS, COLUMNS = 6, 16
-"""Of a tile: with two registers of eight numbers for a row it takes 12 of the 16 that AVX2 has."""
+WIDE = "avx512f" in binding.get_host_cpu_features().flatten().replace("-avx512f", "")
+"""Whether registers have 16 numbers, and there are 32 of them."""
+
+LANES = 16 if WIDE else 8
+ROWS, COLUMNS, NARROW = (8, 48, 16) if WIDE else (6, 16, 16)
+"""Of a tile: its sums take 24 of the 32 registers of AVX-512, or 12 of the 16 of AVX2."""
+
+ALONE = 3
+"""As many rows have a tile together; fewer are made one by one, which takes less time."""
 
 AT_ONCE = 8 * ROWS
 """How many rows of y are made of one panel after the other: those of x stay in the cache."""
@@ -76,101 +84,131 @@ def unexplained(builder: ir.IRBuilder, pointer: ir.Value) -> ir.Value:
     return builder.call(ir.InlineAsm(kind, "", "=r,0"), [pointer])
 
 
-def tile_product(rows: int) -> Callable:
-    """Return a function for compiled code, which makes `rows` rows of a tile.
+def tile_product(rows: int, columns: int) -> Callable:
+    """Return a function for compiled code, which makes a tile of so many rows and columns.
 
-    Its arguments: a number of their type; K; and as a Matrix x, w, start and y.
+    Its arguments: a number of their type; how many rows there are, of which the last one is made again in place of
+    those that are missing; K; and as a Matrix x, w, start and y.
     """
 
     @intrinsic
-    def tile(context, number, K, x, w, start, y):  # noqa: ANN001, ANN202  Numba reads no annotations
-        return types.void(number, types.intp, x, w, start, y), write
+    def tile(context, number, there, K, x, w, start, y):  # noqa: ANN001, ANN202  Numba reads no annotations
+        return types.void(number, types.intp, types.intp, x, w, start, y), write
 
     def write(context, builder, signature, arguments):  # noqa: ANN001, ANN202
         number = context.get_data_type(signature.args[0])
-        half, width = ir.VectorType(number, COLUMNS // 2), number.get_abi_size(context.target_data)
-        name = f"llvm.fmuladd.v{COLUMNS // 2}f{8 * width}"
-        fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(half, [half] * 3), name)
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), COLUMNS // 2), None)
-        x, w, start, y = (cgutils.unpack_tuple(builder, argument) for argument in arguments[2:])
+        vector, width = ir.VectorType(number, LANES), number.get_abi_size(context.target_data)
+        name = f"llvm.fmuladd.v{LANES}f{8 * width}"
+        fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), None)
+        x, w, start, y = (cgutils.unpack_tuple(builder, argument) for argument in arguments[3:])
+        last = builder.sub(arguments[1], ir.Constant(arguments[1].type, 1))
 
         def rows_of(m: list[ir.Value]) -> list[ir.Value]:
             base, first, apart, _ = m
             place = builder.gep(builder.inttoptr(base, number.as_pointer()), [first])
-            return [builder.gep(place, [builder.mul(apart, ir.Constant(apart.type, n))]) for n in range(rows)]
+            numbers = [ir.Constant(last.type, n) for n in range(rows)]
+            numbers[1:] = [builder.select(builder.icmp_signed("<", n, last), n, last) for n in numbers[1:]]
+            return [builder.gep(place, [builder.mul(apart, n)]) for n in numbers]
 
-        def halves_at(row: ir.Value) -> list[ir.Value]:
-            halves = builder.bitcast(row, half.as_pointer())
-            return [halves, builder.gep(halves, [ir.Constant(ir.IntType(32), 1)])]
+        def vectors_at(row: ir.Value) -> list[ir.Value]:
+            first = builder.bitcast(row, vector.as_pointer())
+            return [builder.gep(first, [ir.Constant(ir.IntType(32), n)]) for n in range(columns // LANES)]
 
         def load(row: ir.Value) -> list[ir.Value]:
-            return [builder.load(place, align=width) for place in halves_at(row)]
+            return [builder.load(place, align=width) for place in vectors_at(row)]
 
         x_rows, w_row = [unexplained(builder, row) for row in rows_of(x)], rows_of(w)[0]
         sums = [[cgutils.alloca_once_value(builder, value) for value in load(row)] for row in rows_of(start)]
-        with cgutils.for_range(builder, arguments[1]) as loop:
+        with cgutils.for_range(builder, arguments[2]) as loop:
             w_k = load(builder.gep(w_row, [builder.mul(w[2], loop.index)]))
             k = builder.mul(x[3], loop.index)
             for x_row, totals in zip(x_rows, sums, strict=True):
                 value = builder.load(builder.gep(x_row, [k]))
-                one = builder.insert_element(ir.Constant(half, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+                one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
                 everywhere = builder.shuffle_vector(one, one, zeros)
                 for total, its_w in zip(totals, w_k, strict=True):
                     builder.store(builder.call(fma, [everywhere, its_w, builder.load(total)]), total)
         for row, totals in zip(rows_of(y), sums, strict=True):
-            for place, total in zip(halves_at(row), totals, strict=True):
+            for place, total in zip(vectors_at(row), totals, strict=True):
                 builder.store(builder.load(total), place, align=width)
         return context.get_dummy_value()
 
     return tile
 
 
-_tile1, _tile5, _tile6 = tile_product(1), tile_product(5), tile_product(6)
+_one, _less, _most = (tile_product(rows, COLUMNS) for rows in (1, ROWS - 1, ROWS))
+_narrow_one, _narrow_less, _narrow_most = (tile_product(rows, NARROW) for rows in (1, ROWS - 1, ROWS))
 
 
 @compiled_inside
 def rows_of_tile(left: int) -> int:
-    """Return how many of the rows that are left the next tile makes: as many as six and five go, from 20 rows on."""
+    """Return how many rows the next tile has room for: ROWS, or one less where that takes no more tiles, or a single
+    one where few are left.
+    """
+    if left < ALONE:
+        return 1
     tiles = (left + ROWS - 1) // ROWS
-    if 5 * tiles <= left:
-        return 6 if left > 5 * tiles else 5
-    return 6 if left >= 6 else 1
+    return ROWS - 1 if (ROWS - 1) * tiles >= left else ROWS
+
+
+@compiled_inside
+def columns_of_tile(left: int) -> int:
+    """Return how many columns the next tile has."""
+    return COLUMNS if left >= COLUMNS else NARROW
 
 
 @njit(inline="always")  # by Numba, so that each place knows what is constant there
-def make_tile(rows: int, number: float, K: int, x: Matrix, w: Matrix, start: Matrix, y: Matrix) -> None:
-    """Let COLUMNS columns of six rows of y, of five or of one, be start + x w, a sum of K terms."""
-    if rows == 6:
-        _tile6(number, K, x, w, start, y)
-    elif rows == 5:
-        _tile5(number, K, x, w, start, y)
+def make_tile(
+    rows: int, columns: int, number: float, there: int, K: int, x: Matrix, w: Matrix, start: Matrix, y: Matrix
+) -> None:
+    """Let a tile of y be start + x w, a sum of K terms; `there` of its rows are, at most `rows`."""
+    if NARROW < COLUMNS and columns < COLUMNS:
+        if rows == ROWS:
+            _narrow_most(number, there, K, x, w, start, y)
+        elif rows == ROWS - 1:
+            _narrow_less(number, there, K, x, w, start, y)
+        else:
+            _narrow_one(number, there, K, x, w, start, y)
+    elif rows == ROWS:
+        _most(number, there, K, x, w, start, y)
+    elif rows == ROWS - 1:
+        _less(number, there, K, x, w, start, y)
     else:
-        _tile1(number, K, x, w, start, y)
+        _one(number, there, K, x, w, start, y)
 
 
 @compiled_inside
 def multiply(number: float, N: int, K: int, O: int, x: Matrix, w: Matrix, start: Matrix, y: Matrix) -> None:
-    """Let y (N, O) be start + x (N, K) w (K, O), for O of COLUMNS at least; some columns may be made twice."""
+    """Let y (N, O) be start + x (N, K) w (K, O), for O of NARROW at least; some columns may be made twice."""
     n = 0
     while n < N:
-        rows = rows_of_tile(N - n)
-        its_x = after(x, n * x.next)
-        for p in range(0, O, COLUMNS):
-            c = min(p, O - COLUMNS)
-            its_w, from_start, to = after(w, c), after(start, n * start.next + c), after(y, n * y.next + c)
-            make_tile(rows, number, K, its_x, its_w, from_start, to)
+        rows, c = rows_of_tile(N - n), 0
+        there, its_x = min(rows, N - n), after(x, n * x.next)
+        while c < O:
+            columns = columns_of_tile(O - c)
+            left = min(c, O - columns)
+            its_w, from_start, to = after(w, left), after(start, n * start.next + left), after(y, n * y.next + left)
+            make_tile(rows, columns, number, there, K, its_x, its_w, from_start, to)
+            c += columns
         n += rows
 
 
 @compiled_inside
-def add_product(number: float, N: int, K: int, x: Matrix, panel: Matrix, y: Matrix) -> None:
-    """Add to y (N, COLUMNS) what is x (N, K) times a panel (K, COLUMNS)."""
-    w, n = Matrix(panel.base, panel.first, COLUMNS, 1), 0
+def add_product(number: float, N: int, K: int, x: Matrix, panel: Matrix, y: Matrix, first: int) -> None:
+    """Add to y (N, COLUMNS) what is x (N, K) times a panel (K, COLUMNS), in the columns from the `first` one on, which
+    is a whole multiple of NARROW.
+    """
+    n = 0
     while n < N:
-        rows = rows_of_tile(N - n)
-        its_x = Matrix(x.base, x.first + n * x.next, x.next, 1)  # of which the tile knows how its numbers lie
-        its_y = Matrix(y.base, y.first + n * COLUMNS, COLUMNS, 1)
-        make_tile(rows, number, K, its_x, w, its_y, its_y)
+        rows, c = rows_of_tile(N - n), first
+        there, its_x = min(rows, N - n), Matrix(x.base, x.first + n * x.next, x.next, 1)
+        while c < COLUMNS:
+            columns = columns_of_tile(COLUMNS - c)
+            w = Matrix(panel.base, panel.first + c, COLUMNS, 1)  # of which the tile knows how its numbers lie
+            its_y = Matrix(y.base, y.first + n * COLUMNS + c, COLUMNS, 1)
+            make_tile(rows, columns, number, there, K, its_x, w, its_y, its_y)
+            c += columns
         n += rows
 
 
@@ -178,6 +216,12 @@ def add_product(number: float, N: int, K: int, x: Matrix, panel: Matrix, y: Matr
 def left_of(p: int, wide: int, O: int) -> int:
     """Return the first of the O columns that are in panel p: the last panel has as many as the others."""
     return max(0, min(p * wide, O - wide))
+
+
+@compiled_inside
+def first_new(p: int, wide: int, O: int) -> int:
+    """Return the first column of panel p that tiles must make: the panel before has made those further left."""
+    return (p * wide - left_of(p, wide, O)) // NARROW * NARROW
 
 
 @intrinsic
@@ -219,7 +263,11 @@ def _fill(W: Array, turned: bool, panels: Array) -> None:
     its, to, no_terms = matrix(W), matrix(panels), K - K  # of a literal 0 Numba would compile a tile anew
     for p in range(P):
         panel, left = panels[p], left_of(p, wide, O)
-        if turned:
+        if O < wide:
+            for k in range(K):
+                for c in range(O):
+                    panel[k, c] = number_at(number, its, c * K + k if turned else k * O + c)
+        elif turned:
             squares = K - K % SIDE
             for k in range(0, squares, SIDE):
                 for c in range(0, wide, SIDE):
@@ -229,7 +277,7 @@ def _fill(W: Array, turned: bool, panels: Array) -> None:
                     panel[k, c] = number_at(number, its, (left + c) * K + k)
         else:
             for k in range(K):  # a tile of no terms is what it starts from
-                _tile1(number, no_terms, its, its, after(its, k * O + left), after(to, (p * K + k) * wide))
+                _one(number, 1, no_terms, its, its, after(its, k * O + left), after(to, (p * K + k) * wide))
 
 
 def panels_of(W: Array) -> Array:
@@ -248,16 +296,22 @@ def panels_of(W: Array) -> Array:
 
 @compiled_inside
 def multiply_panels(x: Array, panels: Array, b: Array, y: Array) -> None:
-    """Let y (N, O) be x (N, K) W + b, for the panels of W, O of COLUMNS at least and N of ROWS."""
+    """Let y (N, O) be x (N, K) W + b, for the panels of W, O of NARROW at least and N of ROWS."""
     (N, O), (P, K, wide), number = y.shape, panels.shape, x.dtype.type(0)
     all_x, all_w, all_b, all_y = matrix(x), matrix(panels), matrix(b), matrix(y)
     for first in range(0, N, AT_ONCE):
         for p in range(P):
-            c = left_of(p, wide, O)
-            w, start, to = after(all_w, p * K * wide), after(all_b, c), after(all_y, c)
-            for row in range(first, min(first + AT_ONCE, N), ROWS):
-                n = min(row, N - ROWS)  # the last tile makes some rows of the one before again
-                _tile6(number, K, after(all_x, n * K), w, start, after(to, n * O))
+            left, until = left_of(p, wide, O), min((p + 1) * wide, O)
+            whole = NARROW == COLUMNS or until == (p + 1) * wide
+            for column in range(left if whole else p * wide, until, COLUMNS if whole else NARROW):
+                c = column if whole else min(column, O - NARROW)
+                w, start, to = after(all_w, p * K * wide + c - left), after(all_b, c), after(all_y, c)
+                for row in range(first, min(first + AT_ONCE, N), ROWS):
+                    n = min(row, N - ROWS)  # the last tile makes some rows of the one before again
+                    if whole:
+                        _most(number, ROWS, K, after(all_x, n * K), w, start, after(to, n * O))
+                    else:
+                        _narrow_most(number, ROWS, K, after(all_x, n * K), w, start, after(to, n * O))
 
 
 @compiled
@@ -271,7 +325,7 @@ def product(x: Array, W: Array, b: Array | None = None) -> Array:
     tiles would not be faster.
     """
     (N, K), O = x.shape, W.shape[1]
-    if isinstance(x, np.ndarray) and alone() and N >= LEAST_ROWS and O >= COLUMNS and W.size <= MOST_SIZE:
+    if isinstance(x, np.ndarray) and alone() and N >= LEAST_ROWS and O >= NARROW and W.size <= MOST_SIZE:
         must_have((K, O), W)
         must_have((O,), *(() if b is None else (b,)))
         turned, b = W.strides[0] == W.itemsize, np.zeros(O, x.dtype) if b is None else b

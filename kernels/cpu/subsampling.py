@@ -8,7 +8,7 @@ from minihra.arrays import Array
 from minihra.blocks.subsampling import SubsamplingParams
 from minihra.kernels.cpu.compiled import ZERO, compiled, copy_row, must_have
 from minihra.kernels.cpu.conv2d import AT_ONCE, convolve_frames, one_channel
-from minihra.kernels.cpu.product import COLUMNS, ROWS, multiply_panels, panels_of
+from minihra.kernels.cpu.product import NARROW, ROWS, multiply_panels, panels_of
 from minihra.layers.conv2d import Conv2dParams
 from minihra.threads import alone
 
@@ -64,7 +64,7 @@ def _front_end(
 def subsample(features: Array, valid: Array, p: SubsamplingParams, *, scale: float = 1.0) -> tuple[Array, Array]:
     """Map features (B, T, F) to x (B, T', C) and its mask (B, T')."""
     (B, T, F), C = features.shape, p.out.W.shape[1]
-    if not alone() or C < COLUMNS or [type(conv) for conv in p.convs] != [Conv2dParams] * 2:
+    if not alone() or C < NARROW or [type(conv) for conv in p.convs] != [Conv2dParams] * 2:
         return NotImplemented
     first, second = p.convs
     (I, O), T4, F4 = second.W.shape[2:], (T + 3) // 4, (F + 3) // 4
