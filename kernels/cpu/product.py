@@ -263,7 +263,7 @@ def _fill(W: Array, turned: bool, panels: Array) -> None:
     its, to, no_terms = matrix(W), matrix(panels), K - K  # of a literal 0 Numba would compile a tile anew
     for p in range(P):
         panel, left = panels[p], left_of(p, wide, O)
-        if O < wide:
+        if wide > O:
             for k in range(K):
                 for c in range(O):
                     panel[k, c] = number_at(number, its, c * K + k if turned else k * O + c)
