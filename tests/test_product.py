@@ -9,6 +9,7 @@ pytest.importorskip("numba", reason="the twins for the CPU need numba")
 
 from minihra.arrays import Array
 from minihra.cases import numbers
+from minihra.kernels.cpu import conv2d
 from minihra.kernels.cpu import product as file
 from minihra.kernels.cpu.compiled import compiled
 from minihra.kernels.cpu.gru import gru_backward, gru_forward
@@ -25,6 +26,7 @@ from minihra.kernels.cpu.product import (
     panels_of,
     product,
 )
+from minihra.layers.conv2d import Conv2dParams
 from minihra.layers.gru import GRUParams
 from minihra.layers.indrnn import IndRNNParams
 from minihra.layers.linear import LinearParams
@@ -68,7 +70,7 @@ def multiply_arrays(x: Array, w: Array, start: Array, y: Array) -> None:
 @pytest.mark.parametrize("O", [NARROW, COLUMNS, 2 * COLUMNS + 3, COLUMNS + 2 * NARROW])
 def test_multiply_takes_any_number_of_rows(O: int) -> None:
     w = whole(5, O, seed=0)
-    for N in range(5 * ROWS):
+    for N in range(5 * ROWS):  # tiles with all their rows, with some of them, and of a single one
         x, room, bias = whole(N, 5, seed=N), np.full((N + ROWS, O), np.float32(0.5)), whole(O, seed=1)
         multiply_arrays(x, w, bias, room[:N])
         assert np.array_equal(room[:N], x @ w + bias) and np.all(room[N:] == 0.5), N
@@ -119,7 +121,21 @@ def test_arrays_that_do_not_fit_are_refused(W: tuple[int, int], b: tuple[int]) -
         product(np.zeros((LEAST_ROWS, 5), np.float32), np.zeros(W, np.float32), np.zeros(b, np.float32))
 
 
-N, C, H = LEAST_ROWS + 5, 21, 19
+@pytest.mark.parametrize("wide", [5, NARROW, COLUMNS, COLUMNS + 5, COLUMNS + NARROW + 1, 2 * COLUMNS])
+def test_convolutions_of_more_channels_than_a_tile(wide: int) -> None:
+    """Channels in and out, whose last tiles begin where those before end, or further left; sums are exact."""
+    x, dy = whole(2, 9, 12, wide, seed=0, dtype=np.float64), whole(2, 5, 6, wide, seed=1, dtype=np.float64)
+    p = Conv2dParams(whole(3, 3, wide, wide, seed=2, dtype=np.float64), whole(wide, seed=3, dtype=np.float64))
+    valid = np.arange(9) < np.array([[9], [6]])
+    y, cache = conv2d.conv2d_forward(x, valid, p)
+    wanted, wanted_cache = PAIRS["conv2d"].forward.__wrapped__(x, valid, p)
+    assert np.array_equal(y, wanted)
+    dx, dp = conv2d.conv2d_backward(dy, cache)
+    wanted_dx, wanted_dp = PAIRS["conv2d"].backward.__wrapped__(dy, wanted_cache)
+    assert np.array_equal(dx, wanted_dx) and np.array_equal(dp.W, wanted_dp.W) and np.array_equal(dp.b, wanted_dp.b)
+
+
+N, C, H = LEAST_ROWS + 5, 21, COLUMNS + 3
 GRU = GRUParams(numbers(C, 3 * H), numbers(H, 3 * H, k=1), numbers(3 * H, k=2), numbers(H, k=3))
 INDRNN = IndRNNParams(numbers(C, H), numbers(H, k=1), numbers(H, k=2))
 LINEAR = LinearParams(numbers(C, H), numbers(H, k=1))

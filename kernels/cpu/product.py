@@ -21,7 +21,7 @@ from minihra.arrays import Array, array_module
 from minihra.kernels.cpu.compiled import compiled, compiled_inside, launch, must_have
 from minihra.threads import alone
 
-WIDE = "avx512f" in binding.get_host_cpu_features().flatten().replace("-avx512f", "")
+WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
 """Whether registers have 16 numbers, and there are 32 of them."""
 
 LANES = 16 if WIDE else 8
