@@ -41,12 +41,6 @@ def together_on(xp: ModuleType, recogniser: Recogniser, adapter: Adapter | None)
     return recogniser.moved(xp), adapter and adapter.hra
 
 
-def graphs_for(arguments: argparse.Namespace, recogniser: Recogniser, hra: HRA | None) -> InferenceGraphs | None:
-    """Return the CUDA graphs with which to recognise; none on the CPU, or with --no-graph."""
-    wanted = on_gpu_with_graphs(arguments, recogniser.model.xp)
-    return InferenceGraphs(recogniser.model, hra) if wanted else None
-
-
 def on_gpu_with_graphs(arguments: argparse.Namespace, xp: ModuleType) -> bool:
     """Whether a command computes with CUDA graphs.
 
@@ -61,6 +55,7 @@ def on_gpu_with_graphs(arguments: argparse.Namespace, xp: ModuleType) -> bool:
 def run_eval(arguments: argparse.Namespace) -> None:
     """Write down every recording of a manifest, and count the errors."""
     xp = array_module_for(arguments.device, tf32=arguments.tf32)
+    graph = on_gpu_with_graphs(arguments, xp)
     recogniser = load_backbone(arguments.backbone)
     if arguments.hypotheses and not arguments.hypotheses.parent.is_dir():
         raise ValueError(f"--hypotheses {arguments.hypotheses}: there is no folder {arguments.hypotheses.parent}")
@@ -85,9 +80,8 @@ def run_eval(arguments: argparse.Namespace) -> None:
         tasks = ["base" if task in unknown else task for task in tasks]
     recogniser, hra = together_on(xp, recogniser, adapter)
     features, tokenizer = [u.features for u in utterances], recogniser.tokenizer
-    hypotheses = transcribe(
-        recogniser, features, hra, tasks, beam=arguments.beam, graphs=graphs_for(arguments, recogniser, hra)
-    )
+    graphs = InferenceGraphs(recogniser.model, hra) if graph else None
+    hypotheses = transcribe(recogniser, features, hra, tasks, beam=arguments.beam, graphs=graphs)
     whole = score([u.text for u in utterances], hypotheses, tokenizer)
     by_task = score_by_task(utterances, hypotheses, tokenizer)
     if arguments.hypotheses:
@@ -132,6 +126,7 @@ def as_json(part: Score, unit: str, skipped: int) -> dict:
 def run_transcribe(arguments: argparse.Namespace) -> None:
     """Write down recordings."""
     xp = array_module_for(arguments.device, tf32=arguments.tf32)
+    graph = on_gpu_with_graphs(arguments, xp)
     recogniser = load_backbone(arguments.backbone)
     adapter = load_hra(arguments.adapter, backbone_hash(recogniser.model)) if arguments.adapter else None
     if adapter and not arguments.task:
@@ -149,9 +144,8 @@ def run_transcribe(arguments: argparse.Namespace) -> None:
         raise ValueError("\n".join(faults.lines))
     tasks = [arguments.task or "base"] * len(features)
     recogniser, hra = together_on(xp, recogniser, adapter)
-    texts = transcribe(
-        recogniser, features, hra, tasks, beam=arguments.beam, graphs=graphs_for(arguments, recogniser, hra)
-    )
+    graphs = InferenceGraphs(recogniser.model, hra) if graph else None
+    texts = transcribe(recogniser, features, hra, tasks, beam=arguments.beam, graphs=graphs)
     for name, text in zip(names, texts, strict=True):
         print(f"{name}\t{text}" if len(names) > 1 else text)
 

@@ -104,7 +104,7 @@ class Pretraining:
         """Make what belongs to the arrays of this model."""
         model, blank = self.recogniser.model, self.recogniser.tokenizer.blank
         self._graphs = PretrainingGraphs(replace(model, frozen=False), blank=blank)
-        self._listening = InferenceGraphs(model)
+        self._inference = InferenceGraphs(model)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -158,7 +158,7 @@ class Pretraining:
 
     def hypotheses(self, utterances: Sequence[Utterance]) -> list[str]:
         """Return the texts of the backbone alone."""
-        graphs = self._listening if self.graph else None
+        graphs = self._inference if self.graph else None
         return transcribe(self.recogniser, [utterance.features for utterance in utterances], graphs=graphs)
 
     def save(self, folder: Path) -> None:
@@ -197,7 +197,7 @@ class Adaptation:
         hra.move(model.xp)
         how = {"train_controller": self.train_controller, "recompute": self.recompute}
         self._graphs = AdaptationGraphs(model, hra, blank=blank, **how)
-        self._listening = InferenceGraphs(model, hra)
+        self._inference = InferenceGraphs(model, hra)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -251,7 +251,7 @@ class Adaptation:
     def hypotheses(self, utterances: Sequence[Utterance]) -> list[str]:
         """Return the texts with each utterance's own head."""
         features, tasks = [u.features for u in utterances], [u.task for u in utterances]
-        graphs = self._listening if self.graph else None
+        graphs = self._inference if self.graph else None
         return transcribe(self.recogniser, features, self.adapter.hra, tasks, graphs=graphs)
 
     def save(self, folder: Path) -> None:

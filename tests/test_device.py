@@ -106,6 +106,15 @@ def test_a_graph_needs_a_gpu(bench: Bench, tmp_path: Path, capsys: pytest.Captur
     assert main(adapt(bench, tmp_path / "out", "--steps", "1", "--graph")) == 2
     assert capsys.readouterr().err == "minihra: --graph is for a GPU: it needs --device cuda\n"
     assert not (tmp_path / "out").exists()
+    backbone, sound = str(bench.backbone), str(bench.folder / "bob_ab_0.wav")
+    for command in (
+        pretrain(bench.manifest, tmp_path / "out", "--steps", "1"),
+        ["eval", "--backbone", backbone, "--manifest", str(bench.manifest)],
+        ["transcribe", "--backbone", backbone, sound],
+    ):
+        assert main([*command, "--graph"]) == 2
+        assert capsys.readouterr().err == "minihra: --graph is for a GPU: it needs --device cuda\n"
+    assert not (tmp_path / "out").exists()
 
 
 def test_memory_that_runs_out_says_how_much_of_what(

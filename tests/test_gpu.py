@@ -225,10 +225,10 @@ def test_a_step_of_training_as_a_graph_is_the_step(xp: ModuleType) -> None:
             optimiser.update(trainee.parameters, found[0][1], 1e-3)
         heard = [
             infer_parts(trainee.recogniser, list(batch.features), None, batch.tasks, graphs)
-            for trainee, graphs in zip(trainees, (None, trainees[1]._listening), strict=True)
+            for trainee, graphs in zip(trainees, (None, trainees[1]._inference), strict=True)
         ]
         assert_close(tuple(heard[1]), tuple(heard[0]), 1e-4)
-    assert len(trainees[1]._graphs._recorded) == len(trainees[1]._listening._recorded) == 1
+    assert len(trainees[1]._graphs._recorded) == len(trainees[1]._inference._recorded) == 1
 
 
 def test_recognition_as_a_graph_is_that_without(xp: ModuleType) -> None:

@@ -145,7 +145,7 @@ def test_a_graph_pretrains_every_batch_of_its_shape(dropout: float, xp: ModuleTy
             ours.hidden[...] = theirs.hidden
         outputs = [
             infer_parts(trainee.recogniser, utterances, None, ["base"] * 3, graphs)
-            for trainee, graphs in ((plain, None), (graph, graph._listening))
+            for trainee, graphs in ((plain, None), (graph, graph._inference))
         ]
         assert_near(tuple(outputs[1]), tuple(outputs[0]))
     assert [recording.launches for recording in recordings] == [4, 4, 2]
@@ -214,7 +214,7 @@ def test_every_family_can_be_recorded(family: str, xp: ModuleType, capsys: pytes
         plain, found = (host(trainee.gradients(batch, None)) for trainee in trainees)
         assert_near(found, plain)
         hra, rows = trainees[1].adapter.hra, list(batch.features)
-        outputs = [infer_parts(recogniser, rows, hra, tasks, graphs) for graphs in (None, trainees[1]._listening)]
+        outputs = [infer_parts(recogniser, rows, hra, tasks, graphs) for graphs in (None, trainees[1]._inference)]
         assert_near(tuple(outputs[1]), tuple(outputs[0]))
     assert [recording.launches for recording in recordings] == [1, 1]
     assert capsys.readouterr().err == ""
