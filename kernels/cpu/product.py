@@ -28,8 +28,10 @@ LANES = 16 if WIDE else 8
 ROWS, COLUMNS, NARROW = (8, 48, 16) if WIDE else (6, 16, 16)
 """Of a tile: its sums take 24 of the 32 registers of AVX-512, or 12 of the 16 of AVX2."""
 
-ALONE = 3
-"""As many rows have a tile together; fewer are made one by one, which takes less time."""
+ALONE = 3 if WIDE else ROWS - 1
+"""As many rows that are left have a tile together; fewer are made one by one, which takes less time. Tiles of AVX2 have
+all their rows, as to choose among rows takes their steps 3 % more time.
+"""
 
 AT_ONCE = 8 * ROWS
 """How many rows of y are made of one panel after the other: those of x stay in the cache."""
@@ -88,7 +90,7 @@ def tile_product(rows: int, columns: int) -> Callable:
     """Return a function for compiled code, which makes a tile of so many rows and columns.
 
     Its arguments: a number of their type; how many rows there are, of which the last one is made again in place of
-    those that are missing; K; and as a Matrix x, w, start and y.
+    those that are missing (where registers are WIDE, else all must be there); K; and as a Matrix x, w, start and y.
     """
 
     @intrinsic
@@ -108,7 +110,8 @@ def tile_product(rows: int, columns: int) -> Callable:
             base, first, apart, _ = m
             place = builder.gep(builder.inttoptr(base, number.as_pointer()), [first])
             numbers = [ir.Constant(last.type, n) for n in range(rows)]
-            numbers[1:] = [builder.select(builder.icmp_signed("<", n, last), n, last) for n in numbers[1:]]
+            if WIDE:
+                numbers[1:] = [builder.select(builder.icmp_signed("<", n, last), n, last) for n in numbers[1:]]
             return [builder.gep(place, [builder.mul(apart, n)]) for n in numbers]
 
         def vectors_at(row: ir.Value) -> list[ir.Value]:
@@ -146,10 +149,13 @@ def rows_of_tile(left: int) -> int:
     """Return how many rows the next tile has room for: ROWS, or one less where that takes no more tiles, or a single
     one where few are left.
     """
+    tiles = (left + ROWS - 1) // ROWS
+    fewer = (ROWS - 1) * tiles
     if left < ALONE:
         return 1
-    tiles = (left + ROWS - 1) // ROWS
-    return ROWS - 1 if (ROWS - 1) * tiles >= left else ROWS
+    if WIDE:
+        return ROWS if left > fewer else ROWS - 1
+    return ROWS - 1 if left == fewer else ROWS  # so that no row is missing
 
 
 @compiled_inside
