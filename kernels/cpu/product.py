@@ -21,8 +21,16 @@ from minihra.arrays import Array, array_module
 from minihra.kernels.cpu.compiled import compiled, compiled_inside, launch, must_have
 from minihra.threads import alone
 
-WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
-"""Whether registers have 16 numbers, and there are 32 of them."""
+
+def has_avx512() -> bool:
+    """Whether the processor has registers of 16 numbers, 32 of them."""
+    try:
+        return bool(binding.get_host_cpu_features().get("avx512f"))
+    except RuntimeError:  # LLVM knows no features of some processors
+        return False
+
+
+WIDE = has_avx512()
 
 LANES = 16 if WIDE else 8
 ROWS, COLUMNS, NARROW = (8, 48, 16) if WIDE else (6, 16, 16)

@@ -75,6 +75,11 @@ def uninitialised(array: np.ndarray) -> np.ndarray:
     return array
 
 
+def marks() -> list[Mark]:
+    """The marks that there are now: while they are looked through, an array may be freed, and its mark go."""
+    return list(_marks.values())
+
+
 def overlap(mark: Mark, begin: int, end: int) -> tuple[slice, slice] | None:
     """The same bytes in the mark and in a piece, if there are any."""
     first, last = max(mark.begin, begin), min(mark.begin + len(mark.written), end)
@@ -95,7 +100,7 @@ def pieces_of(arrays: Sequence[Named]) -> list[Piece]:
 def flags_of(begin: int, end: int) -> np.ndarray | None:
     """Whether each byte is written; None where no mark asks."""
     flags = None
-    for mark in _marks.values():
+    for mark in marks():
         if (where := overlap(mark, begin, end)) is not None:
             flags = np.ones(end - begin, np.uint8) if flags is None else flags
             flags[where[1]] = mark.written[where[0]]
@@ -105,7 +110,7 @@ def flags_of(begin: int, end: int) -> np.ndarray | None:
 def remember(pieces: Sequence[Piece]) -> None:
     """Keep for the next kernel what this one has written."""
     for piece in pieces:
-        for mark in _marks.values():
+        for mark in marks():
             if piece.written is not None and (where := overlap(mark, piece.begin, piece.end)) is not None:
                 mark.written[where[0]] = piece.written[where[1]]
 
@@ -113,6 +118,6 @@ def remember(pieces: Sequence[Piece]) -> None:
 def forget(arrays: Sequence[Named]) -> None:
     """Take all of the arrays as written, after a kernel at which nobody looked."""
     for named in arrays:
-        for mark in _marks.values():
+        for mark in marks():
             if (where := overlap(mark, named.begin, named.end)) is not None:
                 mark.written[where[0]] = 1
