@@ -11,7 +11,7 @@ from minihra.arrays import Array
 from minihra.cases import numbers
 from minihra.kernels.cpu import conv2d
 from minihra.kernels.cpu import product as file
-from minihra.kernels.cpu.compiled import compiled
+from minihra.kernels.cpu.compiled import compiled, largest
 from minihra.kernels.cpu.gru import gru_backward, gru_forward
 from minihra.kernels.cpu.indrnn import indrnn_backward, indrnn_forward
 from minihra.kernels.cpu.linear import linear_backward, linear_forward
@@ -59,6 +59,22 @@ def test_product_is_exact(O: int, K: int, turned: bool, dtype: type) -> None:
             assert np.array_equal(product(given, W, b), x @ W + b)
             assert np.array_equal(product(given, W), x @ W)
         assert np.array_equal(product(x, W[:, ::-1]), x @ W[:, ::-1])  # lies neither by rows nor by columns
+
+
+@compiled
+def largest_of(row: Array) -> float:
+    return largest(row)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_largest_of_a_row(dtype: type) -> None:
+    """Of any signs and sizes: a softmax, which any number near it serves as well, would not show it."""
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 7, 8, 33, 100):
+        for row in (rng.standard_normal(n), -np.exp(3 * rng.standard_normal(n)), 1e-40 * rng.standard_normal(n)):
+            assert largest_of(row.astype(dtype)) == row.astype(dtype).max()
+    assert largest_of(np.array([-np.inf, -3, -np.inf], dtype)) == -3
+    assert largest_of(np.array([-np.inf, np.inf, 3], dtype)) == np.inf
 
 
 @compiled
