@@ -99,7 +99,7 @@ def _ordered(bits: int) -> int:
 
 @compiled_inside
 def _largest32(row: Array) -> float:
-    """Search among integers: a search among floats does not vectorise, as a NaN might be there."""
+    """Search among integers, as LLVM does not vectorise a search among floats, even if told that there is no NaN."""
     bits, most = row.view(np.int32), LEAST_INTEGER
     for j in range(len(bits)):
         most = max(most, _ordered(bits[j]))
