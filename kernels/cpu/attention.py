@@ -1,33 +1,35 @@
-"""Twins of attention: what stands between the products is one pass over the scores, in place.
+"""Twins of attention: all that an utterance's head needs, in one compiled loop, a few queries at a time.
 
-Mask, softmax and, for relative positions, the shift are one loop over a row: no mask is made, nothing is copied to be
-shifted. Scores of positions are computed for some queries at a time, and only for the distances that those can see.
+Scores of ROWS queries, their softmax and what they weigh are made in tiles while they are in the cache; of positions,
+only those distances that these queries see. What products read lies together, filled up with zeros to a multiple of
+STRIP: so loops over a row are strips of as many elements, which vectorise, and leave no rest. The threads of OpenMP
+share the heads of a batch, unless the caller has but its own thread.
 """
 
 import math
 
 import numpy as np
+from numba import prange
 
 from minihra.arrays import Array, array_module
 from minihra.kernels.cpu.compiled import (
     LOWEST,
     ONE,
+    STRIP,
     ZERO,
     compiled,
+    compiled_for_threads,
     compiled_inside,
-    copy_row,
     exp,
     largest,
     launch,
     must_have,
 )
+from minihra.kernels.cpu.product import ROWS, SIDE, Matrix, after, matrix, multiply, turn_square
 from minihra.layers.attention import AttentionCache, Reach
 from minihra.layers.relative_attention import RelativeAttentionCache, RelativePositionParams
 from minihra.layers.softmax import MaskedSoftmaxCache
-
-BLOCKS = 4
-"""Into how many parts queries are cut: a part of T/n of them sees T + T/n distances, instead of 2T."""
-
+from minihra.threads import alone, threads
 
 def limits(reach: Reach, T: int) -> tuple[int, int]:
     """Return how many frames attention sees to the left and to the right."""
@@ -35,98 +37,248 @@ def limits(reach: Reach, T: int) -> tuple[int, int]:
     return T if left is None else left, T if right is None else right
 
 
+def strips(n: int) -> int:
+    """Return the least multiple of STRIP that is not below n."""
+    return -(-n // STRIP) * STRIP
+
+
 @compiled_inside
-def _softmax_row(row: Array, real: Array) -> None:
-    """Normalise exp(row) over the places where `real` is 1 and not 0; the others become 0."""
-    for j in range(len(row)):
-        row[j] = row[j] if real[j] > 0 else LOWEST
+def _gather(x: Array, b: int, a: int, bias: Array, scale: float, rows: Array) -> None:
+    """Let the first rows be those of head a of x (B, T, A, D), with a bias (A, D), and scaled."""
+    _, T, _, D = x.shape
+    for t in range(T):
+        for d in range(D):
+            rows[t, d] = (x[b, t, a, d] + bias[a, d]) * scale
+
+
+@compiled_inside
+def _turn(number: float, rows: Array, turned: Array) -> None:
+    """Let `turned` be the transpose of `rows`."""
+    (N, K), its, to = rows.shape, matrix(rows), matrix(turned)
+    for n in range(0, N, SIDE):
+        for k in range(0, K, SIDE):
+            turn_square(number, after(its, n * K + k), after(to, k * N + n))
+
+
+@compiled_inside
+def _scatter(rows: Array, b: int, t: int, a: int, n: int, y: Array) -> None:
+    """Let frames t ... t + n of head a of y (B, T, A, D) be the first n rows."""
+    for i in range(n):
+        for d in range(y.shape[3]):
+            y[b, t + i, a, d] = rows[i, d]
+
+
+@compiled_inside
+def _softmax(scores: Array, i: int, wide: int, y: Array, b: int, a: int, t: int) -> None:
+    """Let the weights y[b, a, t] be the softmax of row i of the scores, which begins in column STRIP."""
+    row = scores[i, STRIP : STRIP + wide]
     most, total = largest(row), ZERO
-    for j in range(len(row)):
-        e = exp(row[j] - most) * real[j]
+    for j in range(wide):
+        e = exp(row[j] - most)
         row[j] = e
         total += e
-    scale = ONE / total if total > 0 else ONE
-    for j in range(len(row)):
-        row[j] *= scale
+    scale = ONE / total
+    for j in range(y.shape[3]):
+        y[b, a, t, j] = row[j] * scale
+
+
+@compiled
+def _attend(
+    q: Array,
+    k: Array,
+    value: Array,
+    r: Array,
+    u: Array,
+    v: Array,
+    mask: Array,
+    left: int,
+    right: int,
+    scale: float,
+    weights: Array,
+    y: Array,
+    low: int,
+    high: int,
+) -> None:
+    """Let weights (B, A, T, T) and y (B, T, A, D) be those of the pairs low ... high of a head and an utterance.
+
+    `mask` (B, strips of T) is 0 on valid frames and LOWEST elsewhere: scores start from it. Attention reaches `left`
+    frames before a query and `right` after it. r (A, D, 2T - 1 + STRIP) are projected positions T-1, ..., -(T-1), each
+    row of one feature; it is empty where positions count for nothing.
+    """
+    (B, T, A, D), wide, number, positions = q.shape, mask.shape[1], q.dtype.type(0), len(r) > 0
+    across, apart = (D + STRIP - 1) // STRIP * STRIP, wide + 3 * STRIP
+    room, turned, no_bias = np.zeros((4, wide, across), q.dtype), np.empty((across, wide), q.dtype), np.zeros_like(u)
+    to_content, to_position, rows, values = room[0], room[1], room[2], room[3]
+    scores, out, near = np.zeros((ROWS, apart), q.dtype), np.empty((ROWS, across), q.dtype), np.empty((ROWS, wide), q.dtype)
+    none, its_scores = np.zeros(across, q.dtype), after(matrix(scores), STRIP)
+    for pair in range(low, high):
+        a, b = pair // B, pair % B
+        _gather(k, b, a, no_bias, ONE, rows)
+        _turn(number, rows, turned)
+        _gather(value, b, a, no_bias, ONE, values)
+        _gather(q, b, a, u, scale, to_content)
+        if positions:
+            _gather(q, b, a, v, scale, to_position)
+        for t in range(0, T, ROWS):
+            n, start = min(ROWS, T - t), Matrix(matrix(mask).base, b * wide, 0, 1)
+            if left < T or right < T:
+                for i in range(n):
+                    for j in range(wide):
+                        near[i, j] = mask[b, j] if t + i - left <= j <= t + i + right else LOWEST
+                start = matrix(near)
+            multiply(number, n, D, wide, after(matrix(to_content), t * across), matrix(turned), start, its_scores)
+            if positions:
+                # The nearest position that they see is that of the last query and key 0, in whose row the first column
+                # is key 0's; in the row before it is key -1's: rows that are 1 longer are shifted by 1.
+                shifted = Matrix(its_scores.base, STRIP - (n - 1), apart + 1, 1)
+                nearest, width = Matrix(matrix(r).base, a * D * r.shape[2] + T - t - n, r.shape[2], 1), T + n - 1
+                width = (width + STRIP - 1) // STRIP * STRIP
+                its = after(matrix(to_position), t * across)
+                multiply(number, n, D, width, its, nearest, shifted, shifted)
+            for i in range(n):
+                if mask[b, t + i] == 0:
+                    _softmax(scores, i, wide, weights, b, a, t + i)
+                else:
+                    for j in range(T):
+                        weights[b, a, t + i, j] = ZERO
+            its = after(matrix(weights), ((b * A + a) * T + t) * T)
+            multiply(number, n, T, across, its, matrix(values), matrix(none), matrix(out))
+            _scatter(out, b, t, a, n, y)
+
+
+@compiled_for_threads
+def _shared_attend(
+    q: Array,
+    k: Array,
+    value: Array,
+    r: Array,
+    u: Array,
+    v: Array,
+    mask: Array,
+    left: int,
+    right: int,
+    scale: float,
+    weights: Array,
+    y: Array,
+    bounds: Array,
+) -> None:
+    """Attend to the pairs between two bounds as one portion."""
+    for n in prange(len(bounds) - 1):
+        _attend(q, k, value, r, u, v, mask, left, right, scale, weights, y, bounds[n], bounds[n + 1])
 
 
 @compiled_inside
-def _weights_of(row: Array, t: int, real: Array, left: int, right: int) -> None:
-    """Turn the scores of frame t into weights: of the frames that it reaches, and 0 of all if it is padding."""
-    start, stop = max(0, t - left), min(len(row), t + right + 1)
-    if real[t] == 0:
-        stop = start
-    else:
-        _softmax_row(row[start:stop], real[start:stop])
-    for j in range(start):
-        row[j] = ZERO
-    for j in range(stop, len(row)):
-        row[j] = ZERO
+def _softmax_back(y: Array, b: int, a: int, t: int, scale: float, ds: Array) -> None:
+    """Turn dy of the weights y[b, a, t], in row t from column STRIP on, into ds of the raw scores."""
+    along = ZERO
+    for j in range(y.shape[3]):
+        along += y[b, a, t, j] * ds[t, STRIP + j]
+    for j in range(y.shape[3]):
+        ds[t, STRIP + j] = y[b, a, t, j] * (ds[t, STRIP + j] - along) * scale
 
 
 @compiled
-def _softmax(s: Array, real: Array, left: int, right: int, scale: float) -> None:
-    """Turn raw scores s (B, A, T, T) into weights, in place; `real` (B, T) is 1 on valid frames and 0 on others."""
-    B, A, T, _ = s.shape
-    for b in range(B):
-        for a in range(A):
-            for t in range(T):
-                row = s[b, a, t]
-                for j in range(T):
-                    row[j] *= scale
-                _weights_of(row, t, real[b], left, right)
-
-
-@compiled
-def _relative_softmax(
-    s: Array, w: Array, first: int, nearest: int, real: Array, left: int, right: int, scale: float
+def _attend_back(
+    dy: Array,
+    q: Array,
+    k: Array,
+    value: Array,
+    r: Array,
+    u: Array,
+    v: Array,
+    weights: Array,
+    scale: float,
+    dq: Array,
+    dk: Array,
+    dvalue: Array,
+    dr: Array,
+    du: Array,
+    dv: Array,
+    low: int,
+    high: int,
 ) -> None:
-    """The same of queries `first` ... of s, with w (B, A, Q, E) added: its column e is that of position nearest + e."""
-    B, A, T, _ = s.shape
-    for b in range(B):
-        for a in range(A):
-            for i in range(w.shape[2]):
-                t = first + i
-                row, e = s[b, a, t], T - 1 - t - nearest
-                shifted = w[b, a, i, e : e + T]
-                for j in range(T):
-                    row[j] = (row[j] + shifted[j]) * scale
-                _weights_of(row, t, real[b], left, right)
+    """Let dq, dk, dvalue (B, T, A, D) be those of the pairs low ... high for dy (B, T, A, D).
+
+    Here a row of r (A, 2T - 1, strips of D) is one position. Add to dr (A, 2T - 1, strips of D), du and dv (A, D) what
+    they get, where dr is not empty.
+    """
+    (B, T, A, D), R, across, number = q.shape, r.shape[1], r.shape[2], q.dtype.type(0)
+    wide, positions, params = (T + STRIP - 1) // STRIP * STRIP, len(r) > 0, len(dr) > 0
+    room, turned, no_bias = np.zeros((5, wide, across), q.dtype), np.empty((across, wide), q.dtype), np.zeros_like(u)
+    to_content, to_position, keys, rows, its_dy = room[0], room[1], room[2], room[3], room[4]
+    apart, none = wide + 3 * STRIP, np.zeros(max(wide, across), q.dtype)
+    ds, out, by_position = np.zeros((T, apart), q.dtype), np.empty((T, across), q.dtype), np.empty((ROWS, across), q.dtype)
+    all_ds, zeros = after(matrix(ds), STRIP), matrix(none)
+    for pair in range(low, high):
+        a, b = pair // B, pair % B
+        _gather(value, b, a, no_bias, ONE, rows)
+        _turn(number, rows, turned)
+        _gather(k, b, a, no_bias, ONE, keys)
+        _gather(q, b, a, u, ONE, to_content)
+        _gather(dy, b, a, no_bias, ONE, its_dy)
+        if params:
+            _gather(q, b, a, v, ONE, to_position)
+        for t in range(0, T, ROWS):
+            n, its_ds = min(ROWS, T - t), after(all_ds, t * apart)
+            multiply(number, n, D, wide, after(matrix(its_dy), t * across), matrix(turned), zeros, its_ds)
+            for i in range(n):
+                _softmax_back(weights, b, a, t + i, scale, ds)
+            multiply(number, n, T, across, its_ds, matrix(keys), zeros, matrix(out))
+            if positions:  # shifted as forward; beside the scores there are zeros
+                nearest, shifted = (a * R + T - t - n) * across, its_ds.first - (n - 1)
+                its, to = Matrix(its_ds.base, shifted, apart + 1, 1), matrix(by_position)
+                multiply(number, n, T + n - 1, across, its, after(matrix(r), nearest), zeros, to)
+                if params:
+                    for i in range(n):
+                        for d in range(D):
+                            du[a, d] += out[i, d]
+                            dv[a, d] += by_position[i, d]
+                    its, its_dr = Matrix(its_ds.base, shifted, 1, apart + 1), after(matrix(dr), nearest)
+                    its_q = after(matrix(to_position), t * across)
+                    multiply(number, T + n - 1, n, across, its, its_q, its_dr, its_dr)
+                for i in range(n):
+                    for d in range(D):
+                        out[i, d] += by_position[i, d]
+            _scatter(out, b, t, a, n, dq)
+        its = Matrix(all_ds.base, STRIP, 1, apart)
+        multiply(number, T, T, across, its, matrix(to_content), zeros, matrix(out))
+        _scatter(out, b, 0, a, T, dk)
+        its = Matrix(matrix(weights).base, (b * A + a) * T * T, 1, T)
+        multiply(number, T, T, across, its, matrix(its_dy), zeros, matrix(out))
+        _scatter(out, b, 0, a, T, dvalue)
 
 
-@compiled
-def _softmax_backward(y: Array, dy: Array, scale: float) -> None:
-    """Turn dy (B, A, T, T) of weights y into ds of the raw scores, in place."""
-    B, A, T, _ = y.shape
-    for b in range(B):
-        for a in range(A):
-            for i in range(T):
-                along = ZERO
-                for j in range(T):
-                    along += y[b, a, i, j] * dy[b, a, i, j]
-                for j in range(T):
-                    dy[b, a, i, j] = y[b, a, i, j] * (dy[b, a, i, j] - along) * scale
+@compiled_for_threads
+def _shared_attend_back(
+    dy: Array,
+    q: Array,
+    k: Array,
+    value: Array,
+    r: Array,
+    u: Array,
+    v: Array,
+    weights: Array,
+    scale: float,
+    dq: Array,
+    dk: Array,
+    dvalue: Array,
+    dr: Array,
+    du: Array,
+    dv: Array,
+    bounds: Array,
+) -> None:
+    """Compute the pairs between two bounds as one portion, each with its own of dr, du and dv."""
+    for n in prange(len(bounds) - 1):
+        low, high = bounds[n], bounds[n + 1]
+        _attend_back(
+            dy, q, k, value, r, u, v, weights, scale, dq, dk, dvalue, dr[n], du[n], dv[n], low, high
+        )
 
 
-@compiled
-def _shift_back(ds: Array, first: int, nearest: int, dw: Array) -> None:
-    """Let dw (B, A, Q, E) hold ds of queries `first` ... where w was added, and 0 elsewhere."""
-    B, A, T, _ = ds.shape
-    for b in range(B):
-        for a in range(A):
-            for i in range(dw.shape[2]):
-                row, e = dw[b, a, i], T - 1 - first - i - nearest
-                for j in range(e):
-                    row[j] = ZERO
-                copy_row(ds[b, a, first + i], row[e : e + T])
-                for j in range(e + T, len(row)):
-                    row[j] = ZERO
-
-
-def blocks(T: int) -> list[tuple[int, int, int, int]]:
-    """Return (first, last + 1) of the queries of each part, and of the positions r that they see."""
-    size = -(-T // BLOCKS)
-    return [(i, min(i + size, T), T - min(i + size, T), 2 * T - 1 - i) for i in range(0, T, size)]
+def bounds_for(B: int, A: int) -> Array:
+    """Return where the portions of the threads begin, and where the last one ends: pairs of a head and an utterance."""
+    n = 1 if alone() else min(threads(), A * B)
+    return B * A * np.arange(n + 1) // n
 
 
 def per_root(D: int, dtype: np.dtype) -> float:
@@ -135,40 +287,91 @@ def per_root(D: int, dtype: np.dtype) -> float:
 
 
 def by_head(x: Array) -> Array:
-    """View x (B, T, A, D) as (B, A, T, D)."""
+    """View x (B, T, A, D) as (B, A, T, D), or back again."""
     return x.swapaxes(1, 2)
+
+
+def head_products(B: int, T: int, A: int, D: int, number: int) -> dict[tuple[int, int, int, int], int]:
+    """Return as many products of T frames by T frames for each head as `number` says, half of which end in D columns.
+
+    A product with positions counts as one of T distances, which is what its result has.
+    """
+    return {(B * A, T, D, T): number - number // 2, (B * A, T, T, D): number // 2}
+
+
+def attend(
+    q: Array, k: Array, value: Array, turned: Array, u: Array, v: Array, valid: Array, reach: Reach
+) -> tuple[Array, Array]:
+    """Return y (B, T, A, D) and the weights (B, A, T, T)."""
+    xp, (B, T, A, D) = array_module(q), q.shape
+    must_have((B, T), valid)
+    must_have((B, T, A, D), k, value)
+    must_have((A, D), u, v)
+    q, k, value = (xp.ascontiguousarray(x) for x in (q, k, value))
+    weights, y = xp.empty((B, A, T, T), q.dtype), xp.empty(q.shape, q.dtype)
+    mask = xp.full((B, strips(T)), LOWEST, q.dtype)
+    mask[:, :T] = xp.where(valid, ZERO, LOWEST)
+    arrays = q, k, value, turned, u, v, mask, *limits(reach, T), per_root(D, q.dtype), weights, y
+    bounds, products = bounds_for(B, A), head_products(B, T, A, D, 3 if len(turned) else 2)
+    if len(bounds) > 2:
+        launch(_shared_attend, *arrays, bounds, products=products)
+    else:
+        launch(_attend, *arrays, *map(int, bounds), products=products)
+    return y, weights
+
+
+def attend_back(
+    dy: Array, q: Array, k: Array, value: Array, r: Array, u: Array, v: Array, weights: Array, params: bool
+) -> tuple[Array, Array, Array, Array, Array, Array]:
+    """Return dq, dk, dvalue (B, T, A, D), dr (A, 2T - 1, D), du and dv (A, D), the last three without content if no
+    `params` are trained.
+    """
+    xp, (B, T, A, D) = array_module(dy), dy.shape
+    must_have((B, T, A, D), q, k, value)
+    must_have((B, A, T, T), weights)
+    dy, q, k, value, weights = (xp.ascontiguousarray(x) for x in (dy, q, k, value, weights))
+    bounds, dtype = bounds_for(B, A), dy.dtype
+    rows, heads = xp.zeros((*r.shape[:2], strips(D)), dtype), A if params else 0
+    rows[..., :D] = r
+    dq, dk, dvalue = (xp.empty(dy.shape, dtype) for _ in range(3))
+    dr, du, dv = (xp.zeros((len(bounds) - 1, heads, *shape), dtype) for shape in (rows.shape[1:], (D,), (D,)))
+    arrays = dy, q, k, value, rows, u, v, weights, per_root(D, dtype), dq, dk, dvalue
+    products = head_products(B, T, A, D, 5 + params if len(r) else 4)
+    if len(bounds) > 2:
+        launch(_shared_attend_back, *arrays, dr, du, dv, bounds, products=products)
+    else:
+        launch(_attend_back, *arrays, dr[0], du[0], dv[0], *map(int, bounds), products=products)
+    return dq, dk, dvalue, dr.sum(0)[..., :D], du.sum(0), dv.sum(0)
 
 
 def attention_forward(
     q: Array, k: Array, value: Array, valid: Array, *, reach: Reach = None
 ) -> tuple[Array, AttentionCache]:
     """Attend: q, k, value (B, T, A, D), valid (B, T) -> y (B, T, A, D), 0 on padded frames."""
-    must_have(q.shape[:2], valid)
-    q, k, value = by_head(q), by_head(k), by_head(value)
-    s = q @ k.swapaxes(2, 3)
-    launch(_softmax, s, valid.astype(s.dtype), *limits(reach, s.shape[2]), per_root(q.shape[3], q.dtype))
-    return by_head(s @ value), AttentionCache(q, k, value, MaskedSoftmaxCache(s))
+    xp, (_, _, A, D) = array_module(q), q.shape
+    no_bias = xp.zeros((A, D), q.dtype)
+    y, weights = attend(q, k, value, xp.empty((0, D, 0), q.dtype), no_bias, no_bias, valid, reach)
+    return y, AttentionCache(by_head(q), by_head(k), by_head(value), MaskedSoftmaxCache(weights))
 
 
 def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
     """Return dq, dk, dvalue (B, T, A, D) for dy (B, T, A, D)."""
+    xp, (_, _, A, D) = array_module(dy), dy.shape
     q, k, value, (weights,) = cache
-    dvalue, ds = through_weights(by_head(dy), value, weights)
-    return by_head(ds @ k), by_head(ds.swapaxes(2, 3) @ q), by_head(dvalue)
-
-
-def through_weights(dy: Array, value: Array, weights: Array) -> tuple[Array, Array]:
-    """Return dvalue (B, A, T, D) and ds (B, A, T, T) for dy (B, A, T, D)."""
-    dvalue, ds = weights.swapaxes(2, 3) @ dy, dy @ value.swapaxes(2, 3)
-    launch(_softmax_backward, weights, ds, per_root(value.shape[3], value.dtype))
-    return dvalue, ds
+    no_bias = xp.zeros((A, D), dy.dtype)
+    its, no_positions = map(by_head, (q, k, value)), xp.empty((0, 0, D), dy.dtype)
+    dq, dk, dvalue, *_ = attend_back(dy, *its, no_positions, no_bias, no_bias, weights, False)
+    return dq, dk, dvalue
 
 
 def project(positions: Array, p: RelativePositionParams, T: int) -> Array:
-    """Return r' (A, D, R) of the sinusoids; those of negative positions follow, as sine is odd and cosine even."""
-    xp = array_module(positions)
+    """Return r' (A, D, R + STRIP) of the sinusoids, with zeros at the end; those of negative positions follow, as sine
+    is odd and cosine even.
+    """
+    xp, (A, D) = array_module(positions), p.u.shape
     sine, cosine = (xp.ascontiguousarray(p.W.T[:, i::2]) @ positions[:T, i::2].T for i in (0, 1))
-    return xp.concatenate([sine + cosine, (cosine - sine)[:, -2::-1]], axis=1).reshape(*p.u.shape, 2 * T - 1)
+    zeros = xp.zeros((A * D, STRIP), sine.dtype)
+    return xp.concatenate([sine + cosine, (cosine - sine)[:, -2::-1], zeros], axis=1).reshape(A, D, -1)
 
 
 def relative_attention_forward(
@@ -183,40 +386,20 @@ def relative_attention_forward(
     params: bool = True,
 ) -> tuple[Array, RelativeAttentionCache]:
     """Attend: q, k, value (B, T, A, D), positions (2T-1, C), valid (B, T) -> y (B, T, A, D), 0 on padded frames."""
-    must_have(q.shape[:2], valid)
-    T = q.shape[1]
-    q, k, value, turned = by_head(q), by_head(k), by_head(value), project(positions, p, T)
-    s, to_position = (q + p.u[:, None]) @ k.swapaxes(2, 3), q + p.v[:, None]
-    real = valid.astype(s.dtype)
-    for first, last, nearest, farthest in blocks(T):
-        w = to_position[:, :, first:last] @ turned[:, :, nearest:farthest]
-        launch(_relative_softmax, s, w, first, nearest, real, *limits(reach, T), per_root(q.shape[3], q.dtype))
-    y = by_head(s @ value)
-    r = turned.swapaxes(1, 2)
-    return y, RelativeAttentionCache(q, k, value, r, MaskedSoftmaxCache(s), positions if params else None, p)
+    turned = project(positions, p, q.shape[1])
+    y, weights = attend(q, k, value, turned, p.u, p.v, valid, reach)
+    r, by_heads = turned[:, :, :-STRIP].swapaxes(1, 2), map(by_head, (q, k, value))
+    return y, RelativeAttentionCache(*by_heads, r, MaskedSoftmaxCache(weights), positions if params else None, p)
 
 
 def relative_attention_backward(
     dy: Array, cache: RelativeAttentionCache
 ) -> tuple[Array, Array, Array, RelativePositionParams | None]:
     """Return dq, dk, dvalue (B, T, A, D) and dp for dy (B, T, A, D)."""
-    xp = array_module(dy)
     q, k, value, r, (weights,), positions, p = cache
-    (B, A, T, D), params = q.shape, positions is not None
-    dvalue, ds = through_weights(by_head(dy), value, weights)
-    dq, dq_position = ds @ k, xp.empty((B, A, T, D), ds.dtype)
-    dr = xp.zeros(r.shape, r.dtype) if params else None
-    for first, last, nearest, farthest in blocks(T):
-        dw = xp.empty((B, A, last - first, farthest - nearest), ds.dtype)
-        launch(_shift_back, ds, first, nearest, dw)
-        dq_position[:, :, first:last] = dw @ r[:, nearest:farthest]
-        if params:
-            seen = (q[:, :, first:last] + p.v[:, None]).swapaxes(2, 3) @ dw
-            dr[:, nearest:farthest] += seen.sum(0).swapaxes(1, 2)
-    dk = ds.swapaxes(2, 3) @ (q + p.u[:, None])
-    dp = None
-    if params:
-        dW = positions.T @ dr.swapaxes(0, 1).reshape(len(positions), -1)
-        dp = RelativePositionParams(dW, dq.sum((0, 2)), dq_position.sum((0, 2)))
-    dq += dq_position
-    return by_head(dq), by_head(dk), by_head(dvalue), dp
+    its, params = map(by_head, (q, k, value)), positions is not None
+    dq, dk, dvalue, dr, du, dv = attend_back(dy, *its, r, p.u, p.v, weights, params)
+    if not params:
+        return dq, dk, dvalue, None
+    dW = positions.T @ dr.swapaxes(0, 1).reshape(len(positions), -1)
+    return dq, dk, dvalue, RelativePositionParams(dW, du, dv)
