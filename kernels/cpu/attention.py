@@ -31,6 +31,7 @@ from minihra.layers.relative_attention import RelativeAttentionCache, RelativePo
 from minihra.layers.softmax import MaskedSoftmaxCache
 from minihra.threads import alone, threads
 
+
 def limits(reach: Reach, T: int) -> tuple[int, int]:
     """Return how many frames attention sees to the left and to the right."""
     left, right = reach or (None, None)
@@ -109,7 +110,11 @@ def _attend(
     across, apart = (D + STRIP - 1) // STRIP * STRIP, wide + 3 * STRIP
     room, turned, no_bias = np.zeros((4, wide, across), q.dtype), np.empty((across, wide), q.dtype), np.zeros_like(u)
     to_content, to_position, rows, values = room[0], room[1], room[2], room[3]
-    scores, out, near = np.zeros((ROWS, apart), q.dtype), np.empty((ROWS, across), q.dtype), np.empty((ROWS, wide), q.dtype)
+    scores, out, near = (
+        np.zeros((ROWS, apart), q.dtype),
+        np.empty((ROWS, across), q.dtype),
+        np.empty((ROWS, wide), q.dtype),
+    )
     none, its_scores = np.zeros(across, q.dtype), after(matrix(scores), STRIP)
     for pair in range(low, high):
         a, b = pair // B, pair % B
@@ -207,7 +212,11 @@ def _attend_back(
     room, turned, no_bias = np.zeros((5, wide, across), q.dtype), np.empty((across, wide), q.dtype), np.zeros_like(u)
     to_content, to_position, keys, rows, its_dy = room[0], room[1], room[2], room[3], room[4]
     apart, none = wide + 3 * STRIP, np.zeros(max(wide, across), q.dtype)
-    ds, out, by_position = np.zeros((T, apart), q.dtype), np.empty((T, across), q.dtype), np.empty((ROWS, across), q.dtype)
+    ds, out, by_position = (
+        np.zeros((T, apart), q.dtype),
+        np.empty((T, across), q.dtype),
+        np.empty((ROWS, across), q.dtype),
+    )
     all_ds, zeros = after(matrix(ds), STRIP), matrix(none)
     for pair in range(low, high):
         a, b = pair // B, pair % B
@@ -270,9 +279,7 @@ def _shared_attend_back(
     """Compute the pairs between two bounds as one portion, each with its own of dr, du and dv."""
     for n in prange(len(bounds) - 1):
         low, high = bounds[n], bounds[n + 1]
-        _attend_back(
-            dy, q, k, value, r, u, v, weights, scale, dq, dk, dvalue, dr[n], du[n], dv[n], low, high
-        )
+        _attend_back(dy, q, k, value, r, u, v, weights, scale, dq, dk, dvalue, dr[n], du[n], dv[n], low, high)
 
 
 def bounds_for(B: int, A: int) -> Array:

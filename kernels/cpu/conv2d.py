@@ -4,15 +4,34 @@ A row of the kernel at a frequency is one product of K = 3I, which starts anew t
 even frequencies of dx have a product of K = O with a frame of dy, and the odd ones, which two outputs read, of K = 2O.
 """
 
+from types import ModuleType
+
 import numpy as np
 
 from minihra.arrays import Array, array_module
-from minihra.kernels.cpu.compiled import compiled, compiled_inside, copy_row, launch, must_have
-from minihra.kernels.cpu.product import Matrix, add_product, after, first_new, left_of, matrix, panels_of
+from minihra.kernels.cpu.compiled import ZERO, compiled, compiled_inside, copy_row, launch, must_have
+from minihra.kernels.cpu.product import (
+    COLUMNS,
+    NARROW,
+    Matrix,
+    add_product,
+    after,
+    first_new,
+    left_of,
+    matrix,
+    multiply,
+    panels_of,
+)
 from minihra.layers.conv2d import Conv2dCache, Conv2dParams, DepthwiseConv2dCache, DepthwiseConv2dParams
 
-AT_ONCE = 2
-"""How many frames of y are computed together; more are not faster."""
+AT_ONCE = 8
+"""How many frames of y are computed together, an even number."""
+
+TAPS = np.array([0, 1, 3, 1, 2])
+SUM = np.array([0, 0, 1, 2, 2])
+"""Along an axis two outputs read five inputs and have five products: of x0 - x2, x1, x2, x3 and x4 - x2, by w0, w1,
+w0 + w2, w1 and w2, of which the last is called 2 and the sum 3. They are added to sums 0, 0, 1, 2, 2.
+"""
 
 BOTTOMLESS = np.float32(-np.inf)
 """No element is below it."""
@@ -22,78 +41,148 @@ PATCHES = 2**18
 
 
 @compiled_inside
-def one_channel(x: Array, valid: Array, W: Array, b: Array, t: int, least: float, y: Array) -> None:
-    """Let y (F2, O) be frame t of the convolution of x (T, F) by W (9, O), and what is below it be `least`."""
-    (T, F), x_tf = x.shape, np.empty((3, 3), x.dtype)
-    for f in range(len(y)):
-        for i in range(3):
-            for j in range(3):
-                s, g = 2 * t + i - 1, 2 * f + j - 1
-                x_tf[i, j] = x[s, g] if 0 <= s < T and 0 <= g < F and valid[s] else 0
-        x0, x1, x2 = x_tf[0, 0], x_tf[0, 1], x_tf[0, 2]  # names, so that they stay in registers
-        x3, x4, x5 = x_tf[1, 0], x_tf[1, 1], x_tf[1, 2]
-        x6, x7, x8 = x_tf[2, 0], x_tf[2, 1], x_tf[2, 2]
-        row = y[f]
-        for c in range(len(b)):
-            earlier = x0 * W[0, c] + x1 * W[1, c] + x2 * W[2, c]
-            now = x3 * W[3, c] + x4 * W[4, c] + x5 * W[5, c]
-            later = x6 * W[6, c] + x7 * W[7, c] + x8 * W[8, c]
-            value = earlier + now + later + b[c]
-            row[c] = value if value > least or value != value else least  # NaN stays
+def one_channel(
+    x: Array, valid: Array, W: Array, b: Array, t: int, least: float, patches: Array, made: Array, y: Array
+) -> None:
+    """Let y (F2, O) be frame t of the convolution of x (T, F) by W (9, O), and what is below it be `least`. Of W, b and
+    made (F2, O) there are NARROW columns at least. Room, with zeros: patches (F2 + 1, 9).
+    """
+    (T, F), F2, number = x.shape, len(y), x.dtype.type(0)
+    for i in range(3):
+        s = 2 * t + i - 1
+        if 0 <= s < T and valid[s]:
+            for f in range(F2):
+                patches[f, 3 * i + 1] = x[s, 2 * f]
+            for f in range(F // 2):
+                patches[f, 3 * i + 2] = patches[f + 1, 3 * i] = x[s, 2 * f + 1]
+        else:
+            for f in range(F2):
+                patches[f, 3 * i] = patches[f, 3 * i + 1] = patches[f, 3 * i + 2] = ZERO
+    bias = Matrix(matrix(b).base, 0, 0, 1)
+    multiply(number, F2, 9, W.shape[1], matrix(patches), matrix(W), bias, matrix(made))
+    for f in range(F2):
+        for c in range(y.shape[1]):
+            y[f, c] = made[f, c] if made[f, c] > least or made[f, c] != made[f, c] else least  # NaN stays
+
+
+def room_for_one_channel(F2: int, W: Array, b: Array) -> tuple[Array, Array, Array, Array]:
+    """Return W (9, O) and b (O,) in NARROW columns at least, and `patches` and `made` for `one_channel`."""
+    xp, missing = array_module(W), max(0, NARROW - len(b))
+    W, b = xp.concatenate([W, xp.zeros((9, missing), W.dtype)], axis=1), xp.concatenate([b, xp.zeros(missing, b.dtype)])
+    return W, b, xp.zeros((F2 + 1, 9), W.dtype), xp.empty((F2, len(b)), W.dtype)
 
 
 @compiled
-def _convolve_one(x: Array, valid: Array, W: Array, b: Array, y: Array) -> None:
+def _convolve_one(x: Array, valid: Array, W: Array, b: Array, patches: Array, made: Array, y: Array) -> None:
     """Convolve x (B, T, F) to y (B, T2, F2, O)."""
     for row in range(len(y)):
         for t in range(y.shape[1]):
             if valid[row, 2 * t]:
-                one_channel(x[row], valid[row], W, b, t, BOTTOMLESS, y[row, t])
+                one_channel(x[row], valid[row], W, b, t, BOTTOMLESS, patches, made, y[row, t])
             else:
                 y[row, t] = 0
 
 
 @compiled_inside
-def convolve_frames(frames: Array, real: Array, panels: Array, b: Array, least: float, y: Array) -> None:
-    """Let y (N, F2, O) be the convolution of `frames` (2N+1, 2F2+1, I), of which those that are not `real` count as
-    zeros, and what is below it be `least`. `panels` are those of W (9 I, O).
+def _combine(fives: Array) -> None:
+    """Let the first and the last of each row of fives (N, 5 I) be less the third."""
+    I = fives.shape[1] // 5
+    for n in range(len(fives)):
+        first, third, last = fives[n, :I], fives[n, 2 * I : 3 * I], fives[n, 4 * I :]
+        for c in range(I):
+            first[c] -= third[c]
+        for c in range(I):
+            last[c] -= third[c]
+
+
+@compiled_inside
+def convolve_frames(
+    frames: Array, real: Array, panels: Array, b: Array, least: float, y: Array, rows: Array, sums: Array
+) -> None:
+    """Let y (N, F2, O) be the convolution of `frames`, of which those that are not `real` count as zeros, and what is
+    below it be `least`. `panels` are those of `sums_of_taps`.
+
+    Of frames (2 AT_ONCE + 1, 4 H + 1, I) the first 2N + 1 count, H = ceil(F2 / 2). Room: rows (5, AT_ONCE H / 2, 5 I)
+    and sums (3, 3, AT_ONCE H / 2, COLUMNS).
     """
     (N, F2, O), I, wide, number = y.shape, frames.shape[2], panels.shape[2], y.dtype.type(0)
-    sums, width = np.empty((N * F2, wide), y.dtype), min(wide, O)
-    all_sums = matrix(sums)
+    H, pairs, width = frames.shape[1] // 4, (N + 1) // 2, min(wide, O)
+    for pair in range(pairs):
+        first, end = pair * H, (pair + 1) * H
+        for i in range(5):
+            if real[4 * pair + i]:
+                frame = frames[4 * pair + i].reshape(-1)
+                for h in range(H):
+                    copy_row(frame[4 * h * I : (4 * h + 5) * I], rows[i, first + h])
+                _combine(rows[i, first:end])
+            else:
+                rows[i, first:end] = 0
+        for i in (0, 4):
+            third, its = rows[2, first:end].reshape(-1), rows[i, first:end].reshape(-1)
+            for n in range(len(its)):
+                its[n] -= third[n]
+    all_rows, all_sums, count = matrix(rows), matrix(sums), rows.shape[1]
     for p in range(len(panels)):
-        left, panel, new = left_of(p, wide, O), matrix(panels[p]), first_new(p, wide, O)
+        left, panel, new = left_of(p, wide, O), matrix(panels), first_new(p, wide, O)
         sums[:] = 0
-        for i in range(3):  # outside, so that a third of the panel stays in the cache for all frames
-            w = after(panel, 3 * i * I * wide)
-            for t in range(N):
-                if real[2 * t + i]:
-                    frame, to = matrix(frames[2 * t + i]), after(all_sums, t * F2 * wide)
-                    x = Matrix(frame.base, 0, 2 * I, 1)
-                    add_product(number, F2, 3 * I, x, w, to, new)
+        for i in range(5):
+            for j, tap, places in ((0, 0, 2), (2, 3, 1), (3, 1, 2)):
+                x = Matrix(all_rows.base, (i * count * 5 + j) * I, 5 * I, 1)
+                w = after(panel, (p * 16 + TAPS[i] * 4 + tap) * I * wide)
+                to = after(all_sums, (SUM[i] * 3 + SUM[j]) * count * wide)
+                add_product(number, pairs * H, places * I, x, w, to, new)
         for t in range(N):
             for f in range(F2):
-                row, total = y[t, f], sums[t * F2 + f]
-                for o in range(new, width):
-                    value = total[o] + b[left + o]
-                    row[left + o] = value if value > least or value != value else least
+                i, j, n = t % 2 * 2, f % 2 * 2, t // 2 * H + f // 2
+                shared, later, beside = sums[1, 1, n, new:width], sums[i, 1, n, new:width], sums[1, j, n, new:width]
+                alone, its_b, row = (
+                    sums[i, j, n, new:width],
+                    b[left + new : left + width],
+                    y[t, f, left + new : left + width],
+                )
+                for o in range(len(row)):
+                    value = shared[o] + later[o] + beside[o] + alone[o] + its_b[o]
+                    row[o] = value if value > least or value != value else least
+
+
+def room_for_frames(F2: int, I: int, dtype: np.dtype, xp: ModuleType = np) -> tuple[Array, Array, Array, Array]:
+    """Return `frames`, `real`, `rows` and `sums` for `convolve_frames`, with zeros."""
+    H, read = (F2 + 1) // 2, 2 * AT_ONCE + 1
+    rows, sums = xp.zeros((5, AT_ONCE * H // 2, 5 * I), dtype), xp.zeros((3, 3, AT_ONCE * H // 2, COLUMNS), dtype)
+    return xp.zeros((read, 4 * H + 1, I), dtype), xp.zeros(read, bool), rows, sums
+
+
+def sums_of_taps(W: Array) -> Array:
+    """Return the panels of what `convolve_frames` multiplies by: the 4 x 4 combinations of the taps of W (3, 3, I, O)."""
+    for axis in (0, 1):
+        W = array_module(W).stack([W.take(n, axis) for n in (0, 1, 2)] + [W.take(0, axis) + W.take(2, axis)], axis)
+    return panels_of(W.reshape(16 * W.shape[2], W.shape[3]))
 
 
 @compiled
-def _convolve(x: Array, valid: Array, panels: Array, b: Array, y: Array) -> None:
+def _convolve(
+    x: Array,
+    valid: Array,
+    panels: Array,
+    b: Array,
+    y: Array,
+    frames: Array,
+    real: Array,
+    rows: Array,
+    sums: Array,
+) -> None:
     """Convolve x (B, T, F, I) to y (B, T2, F2, O)."""
-    (B, T, F, I), (_, T2, F2, _) = x.shape, y.shape
-    frames, real = np.zeros((2 * AT_ONCE + 1, 2 * F2 + 1, I), x.dtype), np.zeros(2 * AT_ONCE + 1, np.bool_)
+    (B, T, F, I), T2 = x.shape, y.shape[1]
     for row in range(B):
         for first in range(0, T2, AT_ONCE):
             stop = min(first + AT_ONCE, T2)
-            for n in range(2 * (stop - first) + 1):
+            for n in range(2 * AT_ONCE + 1):
                 s = 2 * first - 1 + n
-                real[n] = 0 <= s < T and valid[row, s]
+                real[n] = 0 <= s < T and n <= 2 * (stop - first) and valid[row, s]
                 if real[n]:
                     for f in range(F):
                         copy_row(x[row, s, f], frames[n, f + 1])
-            convolve_frames(frames, real, panels, b, BOTTOMLESS, y[row, first:stop])
+            convolve_frames(frames, real, panels, b, BOTTOMLESS, y[row, first:stop], rows, sums)
             for t in range(first, stop):
                 if not valid[row, 2 * t]:
                     y[row, t] = 0
@@ -183,13 +272,13 @@ def conv2d_forward(
     must_have((B, T), valid)
     must_have((3, 3, I, O), p.W)
     must_have((O,), p.b)
-    y, x, W = xp.empty((B, T2, F2, O), x.dtype), xp.ascontiguousarray(x), p.W.reshape(9 * I, O)
+    y, x = xp.empty((B, T2, F2, O), x.dtype), xp.ascontiguousarray(x)
     if I == 1:
-        launch(_convolve_one, x[..., 0], valid, W, p.b, y)
+        launch(_convolve_one, x[..., 0], valid, *room_for_one_channel(F2, p.W.reshape(9, O), p.b), y)
     else:
         N = frames_at_once(F2, I, O, B * T2)
         products = {(1, N * F2, 9 * I, O): -(-B * T2 // N)}
-        launch(_convolve, x, valid, panels_of(W), p.b, y, products=products)
+        launch(_convolve, x, valid, sums_of_taps(p.W), p.b, y, *room_for_frames(F2, I, x.dtype, xp), products=products)
     return y, Conv2dCache(x if params else None, F, valid, p, below)
 
 

@@ -7,7 +7,14 @@ import numpy as np
 from minihra.arrays import Array
 from minihra.blocks.subsampling import SubsamplingParams
 from minihra.kernels.cpu.compiled import ZERO, compiled, copy_row, must_have
-from minihra.kernels.cpu.conv2d import AT_ONCE, convolve_frames, one_channel
+from minihra.kernels.cpu.conv2d import (
+    AT_ONCE,
+    convolve_frames,
+    one_channel,
+    room_for_frames,
+    room_for_one_channel,
+    sums_of_taps,
+)
 from minihra.kernels.cpu.product import NARROW, ROWS, multiply_panels, panels_of
 from minihra.layers.conv2d import Conv2dParams
 from minihra.threads import alone
@@ -22,20 +29,24 @@ def _front_end(
     valid: Array,
     W: Array,
     b: Array,
+    patches: Array,
+    made: Array,
     panels: Array,
     b2: Array,
     out_panels: Array,
     b_out: Array,
     between: Array,
     real: Array,
+    rows: Array,
+    sums: Array,
     frames: Array,
     flat: Array,
     y: Array,
 ) -> None:
     """Let y (B T4 + ROWS, C) be the frames of x (B, T, F), with rows at the end that mean nothing.
 
-    Room, with zeros: `between` (2 AT_ONCE + 1, 2 F4 + 1, I), for what the second convolution reads, and `real`, which
-    of it counts; `frames` (TOGETHER, F4, O), for what it makes, which are `flat` (TOGETHER, F4 O), too.
+    Room, with zeros: `between`, for what the second convolution reads, `real`, `rows` and `sums` are those of
+    `room_for_frames`; `frames` (TOGETHER, F4, O), for what it makes, are `flat` (TOGETHER, F4 O), too.
     """
     (B, T, F), T4 = x.shape, (x.shape[1] + 3) // 4
     F2 = (F + 1) // 2
@@ -44,16 +55,16 @@ def _front_end(
             stop = min(start + TOGETHER, T4)
             for first in range(start, stop, AT_ONCE):
                 last = min(first + AT_ONCE, stop)
-                for n in range(2 * (last - first) + 1):
+                for n in range(2 * AT_ONCE + 1):
                     s = 2 * first - 1 + n
-                    real[n] = 0 <= 2 * s < T and valid[row, 2 * s]
+                    real[n] = 0 <= 2 * s < T and n <= 2 * (last - first) and valid[row, 2 * s]
                     if n == 0 and first > start:
                         for f in range(F2):  # the last one of those before
                             copy_row(between[2 * AT_ONCE, f + 1], between[0, f + 1])
                     elif real[n]:
-                        one_channel(x[row], valid[row], W, b, s, ZERO, between[n, 1 : F2 + 1])
+                        one_channel(x[row], valid[row], W, b, s, ZERO, patches, made, between[n, 1 : F2 + 1])
                 some = frames[first - start : last - start]
-                convolve_frames(between, real, panels, b2, ZERO, some)
+                convolve_frames(between, real, panels, b2, ZERO, some, rows, sums)
                 for t in range(first, last):
                     if not valid[row, 4 * t]:
                         some[t - first] = 0
@@ -75,12 +86,10 @@ def subsample(features: Array, valid: Array, p: SubsamplingParams, *, scale: flo
         if b is not None:
             must_have((size,), b)
     b_out = np.zeros(C, features.dtype) if p.out.b is None else p.out.b
-    maps = first.W.reshape(9, I), first.b, panels_of(second.W.reshape(9 * I, O)), second.b, panels_of(p.out.W), b_out
-    read = 2 * AT_ONCE + 1
-    between, frames, y = (
-        np.zeros(shape, features.dtype) for shape in ((read, 2 * F4 + 1, I), (TOGETHER, F4, O), (B * T4 + ROWS, C))
-    )
-    room = between, np.zeros(read, bool), frames, frames.reshape(TOGETHER, -1)
+    one = room_for_one_channel((F + 1) // 2, first.W.reshape(9, I), first.b)
+    maps = *one, sums_of_taps(second.W), second.b, panels_of(p.out.W), b_out
+    frames, y = (np.zeros(shape, features.dtype) for shape in ((TOGETHER, F4, O), (B * T4 + ROWS, C)))
+    room = *room_for_frames(F4, I, features.dtype), frames, frames.reshape(TOGETHER, -1)
     _front_end(np.ascontiguousarray(features), valid, *maps, *room, y)
     y = y[: B * T4].reshape(B, T4, C)
     y *= scale
