@@ -94,11 +94,20 @@ def unexplained(builder: ir.IRBuilder, pointer: ir.Value) -> ir.Value:
     return builder.call(ir.InlineAsm(kind, "", "=r,0"), [pointer])
 
 
+def fetch_ahead(builder: ir.IRBuilder, place: ir.Value) -> None:
+    """Let what lies at a place come into the cache meanwhile; it may be nothing."""
+    place, number = builder.bitcast(place, ir.IntType(8).as_pointer()), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [place.type, number, number, number])
+    prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(prefetch, [place, *(ir.Constant(number, n) for n in (0, 3, 1))])  # to be read, soon and often, data
+
+
 def tile_product(rows: int, columns: int) -> Callable:
     """Return a function for compiled code, which makes a tile of so many rows and columns.
 
     Its arguments: a number of their type; how many rows there are, of which the last one is made again in place of
     those that are missing (where registers are WIDE, else all must be there); K; and as a Matrix x, w, start and y.
+    Meanwhile the rows of x that follow come into the cache, if they lie one after the other.
     """
 
     @intrinsic
@@ -131,7 +140,9 @@ def tile_product(rows: int, columns: int) -> Callable:
 
         x_rows, w_row = [unexplained(builder, row) for row in rows_of(x)], rows_of(w)[0]
         sums = [[cgutils.alloca_once_value(builder, value) for value in load(row)] for row in rows_of(start)]
+        following = builder.gep(rows_of(x)[0], [builder.mul(x[2], ir.Constant(last.type, rows))])
         with cgutils.for_range(builder, arguments[2]) as loop:
+            fetch_ahead(builder, builder.gep(following, [builder.mul(loop.index, ir.Constant(last.type, rows))]))
             w_k = load(builder.gep(w_row, [builder.mul(w[2], loop.index)]))
             k = builder.mul(x[3], loop.index)
             for x_row, totals in zip(x_rows, sums, strict=True):
@@ -275,23 +286,24 @@ def _fill(W: Array, turned: bool, panels: Array) -> None:
     """Let panels (P, K, COLUMNS) be those of W (K, O), or where it is to be turned, of W (O, K)."""
     (P, K, wide), O, number = panels.shape, W.shape[0] if turned else W.shape[1], W.dtype.type(0)
     its, to, no_terms = matrix(W), matrix(panels), K - K  # of a literal 0 Numba would compile a tile anew
-    for p in range(P):
-        panel, left = panels[p], left_of(p, wide, O)
-        if wide > O:
-            for k in range(K):
-                for c in range(O):
-                    panel[k, c] = number_at(number, its, c * K + k if turned else k * O + c)
-        elif turned:
-            squares = K - K % SIDE
+    if wide > O:
+        for k in range(K):
+            for c in range(O):
+                panels[0, k, c] = number_at(number, its, c * K + k if turned else k * O + c)
+    elif turned:
+        for p in range(P):
+            panel, left, squares = panels[p], left_of(p, wide, O), K - K % SIDE
             for k in range(0, squares, SIDE):
                 for c in range(0, wide, SIDE):
                     turn_square(number, after(its, (left + c) * K + k), after(to, (p * K + k) * wide + c))
             for k in range(squares, K):
                 for c in range(wide):
                     panel[k, c] = number_at(number, its, (left + c) * K + k)
-        else:
-            for k in range(K):  # a tile of no terms is what it starts from
-                _one(number, 1, no_terms, its, its, after(its, k * O + left), after(to, (p * K + k) * wide))
+    else:
+        for k in range(K):
+            for p in range(P):  # a tile of no terms is what it starts from
+                place = after(its, k * O + left_of(p, wide, O))
+                _one(number, 1, no_terms, its, its, place, after(to, (p * K + k) * wide))
 
 
 def panels_of(W: Array) -> Array:
