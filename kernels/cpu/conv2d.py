@@ -68,7 +68,10 @@ def one_channel(
 def room_for_one_channel(F2: int, W: Array, b: Array) -> tuple[Array, Array, Array, Array]:
     """Return W (9, O) and b (O,) in NARROW columns at least, and `patches` and `made` for `one_channel`."""
     xp, missing = array_module(W), max(0, NARROW - len(b))
-    W, b = xp.concatenate([W, xp.zeros((9, missing), W.dtype)], axis=1), xp.concatenate([b, xp.zeros(missing, b.dtype)])
+    W, b = (
+        xp.concatenate([W, xp.zeros((9, missing), W.dtype)], axis=1),
+        xp.concatenate([b, xp.zeros((missing,), b.dtype)]),
+    )
     return W, b, xp.zeros((F2 + 1, 9), W.dtype), xp.empty((F2, len(b)), W.dtype)
 
 
@@ -149,13 +152,14 @@ def room_for_frames(F2: int, I: int, dtype: np.dtype, xp: ModuleType = np) -> tu
     """Return `frames`, `real`, `rows` and `sums` for `convolve_frames`, with zeros."""
     H, read = (F2 + 1) // 2, 2 * AT_ONCE + 1
     rows, sums = xp.zeros((5, AT_ONCE * H // 2, 5 * I), dtype), xp.zeros((3, 3, AT_ONCE * H // 2, COLUMNS), dtype)
-    return xp.zeros((read, 4 * H + 1, I), dtype), xp.zeros(read, bool), rows, sums
+    return xp.zeros((read, 4 * H + 1, I), dtype), xp.zeros((read,), bool), rows, sums
 
 
 def sums_of_taps(W: Array) -> Array:
-    """Return the panels of what `convolve_frames` multiplies by: the 4 x 4 combinations of the taps of W (3, 3, I, O)."""
-    for axis in (0, 1):
-        W = array_module(W).stack([W.take(n, axis) for n in (0, 1, 2)] + [W.take(0, axis) + W.take(2, axis)], axis)
+    """Return the panels of what `convolve_frames` multiplies by: 4 x 4 sums of taps of W (3, 3, I, O)."""
+    xp = array_module(W)
+    W = xp.concatenate([W, W[:1] + W[2:]])
+    W = xp.concatenate([W, W[:, :1] + W[:, 2:]], axis=1)
     return panels_of(W.reshape(16 * W.shape[2], W.shape[3]))
 
 
@@ -172,7 +176,7 @@ def _convolve(
     sums: Array,
 ) -> None:
     """Convolve x (B, T, F, I) to y (B, T2, F2, O)."""
-    (B, T, F, I), T2 = x.shape, y.shape[1]
+    (B, T, F, _), T2 = x.shape, y.shape[1]
     for row in range(B):
         for first in range(0, T2, AT_ONCE):
             stop = min(first + AT_ONCE, T2)
