@@ -44,6 +44,9 @@ all their rows, as to choose among rows takes their steps 3 % more time.
 AT_ONCE = 8 * ROWS
 """How many rows of y are made of one panel after the other: those of x stay in the cache."""
 
+AHEAD = 4
+"""As many rows of w before they are read, tiles of AVX-512 ask for them; with AVX2 this takes more than it gives."""
+
 SIDE = 8
 """Of the squares in which a matrix is turned."""
 
@@ -107,7 +110,7 @@ def tile_product(rows: int, columns: int) -> Callable:
 
     Its arguments: a number of their type; how many rows there are, of which the last one is made again in place of
     those that are missing (where registers are WIDE, else all must be there); K; and as a Matrix x, w, start and y.
-    Meanwhile the rows of x that follow come into the cache, if they lie one after the other.
+    Meanwhile the rows of x that follow come into the cache, if they lie one after the other, and those of w.
     """
 
     @intrinsic
@@ -143,6 +146,10 @@ def tile_product(rows: int, columns: int) -> Callable:
         following = builder.gep(rows_of(x)[0], [builder.mul(x[2], ir.Constant(last.type, rows))])
         with cgutils.for_range(builder, arguments[2]) as loop:
             fetch_ahead(builder, builder.gep(following, [builder.mul(loop.index, ir.Constant(last.type, rows))]))
+            if WIDE:
+                ahead = builder.add(loop.index, ir.Constant(last.type, AHEAD))
+                for place in vectors_at(builder.gep(w_row, [builder.mul(w[2], ahead)])):
+                    fetch_ahead(builder, place)
             w_k = load(builder.gep(w_row, [builder.mul(w[2], loop.index)]))
             k = builder.mul(x[3], loop.index)
             for x_row, totals in zip(x_rows, sums, strict=True):
