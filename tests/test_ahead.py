@@ -15,7 +15,7 @@ from tests.tones import Bench, adapt, pretrain, write_corpus
 if twins_in("compiled") is None:
     pytest.skip("Numba is not installed: nothing is compiled", allow_module_level=True)
 
-BACKWARD = {"adaptation": {"_gates_backward", "_maps_back", "_softmax_backward"}, "training": {"_kernel_gradient"}}
+BACKWARD = {"adaptation": {"_gates_backward", "_maps_back", "_attend_back"}, "training": {"_kernel_gradient"}}
 FORWARD = {"_front_end", "_gates", "_swish"}
 
 

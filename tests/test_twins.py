@@ -94,6 +94,8 @@ def larger_cases() -> list[Case]:
                 (1, 1, 2, 3),
                 (2, 15, 1, 33),
                 (11, 2, 33, 7),
+                (37, 6, 5, 50),
+                (64, 13, 3, 101),
             )
         ),
         Case(
@@ -463,8 +465,8 @@ def test_heads_in_one_loop(
         wanted, wanted_cache = reference_of(PAIRS["grouped_heads"].forward)(h, heads, **how)
         gradients = reference_of(PAIRS["grouped_heads"].backward)(do, wanted_cache)
         for worth, threads in ((10**9, 2), (1, 2), (1, 5)):
-            monkeypatch.setattr(file, "WORTH", worth)
-            monkeypatch.setattr(file, "threads", lambda threads=threads: threads)
+            monkeypatch.setattr(twins_in("compiled"), "WORTH", worth)
+            monkeypatch.setattr(twins_in("compiled"), "threads", lambda threads=threads: threads)
             o, cache = file.grouped_heads_forward(h, heads, **how)
             assert_same((o, cache), (wanted, wanted_cache), dtype)
             assert_same(file.grouped_heads_backward(do, cache), gradients, dtype)
@@ -479,9 +481,9 @@ def test_threads_share_heads_that_are_worth_it(
     file, h, calls = twins_in(TWINS["grouped_heads"]), np.zeros((2, 3, 16), np.float32), []
     for loop in ("_shared_maps", "_shared_maps_back"):
         monkeypatch.setattr(file, loop, lambda *_: calls.append(True))
-    monkeypatch.setattr(file, "alone", lambda: is_alone)
-    monkeypatch.setattr(file, "threads", lambda: 2)
-    monkeypatch.setattr(file, "WORTH", worth)
+    monkeypatch.setattr(twins_in("compiled"), "alone", lambda: is_alone)
+    monkeypatch.setattr(twins_in("compiled"), "threads", lambda: 2)
+    monkeypatch.setattr(twins_in("compiled"), "WORTH", worth)
     heads = {task: cast(filled_head("linear", 16, 16, 16, 0), np.float32) for task in ("ann", "bob")}
     _, cache = file.grouped_heads_forward(h, heads, segments=(("ann", 0, 1), ("bob", 1, 2)))
     file.grouped_heads_backward(h, cache)
@@ -495,12 +497,50 @@ def test_maps_are_kept_by_what_they_are() -> None:
     assert same(maps[:1]) != same(maps[1:]) and same(maps) != same(maps[::-1]) and same(maps) != maps
 
 
+ATTENTION_SHAPES = [(1, 1, 1, 1), (2, 7, 3, 5), (3, 16, 2, 16), (2, 33, 4, 24), (1, 64, 2, 50), (3, 50, 3, 36)]
+
+
+@pytest.mark.parametrize("reach", [None, (3, 0), (0, 60)], ids=str)
+@pytest.mark.parametrize("shape", ATTENTION_SHAPES, ids=str)
+@pytest.mark.parametrize("name", ["attention", "relative_attention"])
+def test_attention_of_all_remainders(
+    name: str, shape: tuple[int, ...], reach: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of tiles and strips; with frames that are missing in the middle, and an utterance without any; in portions of
+    several threads, more of them than there are heads, too.
+    """
+    (B, T, A, D), pair, rng = shape, PAIRS[name], np.random.default_rng(0)
+    valid = rng.random((B, T)) < 0.7
+    valid[-1] = B == 1
+    q, k, value, dy = (3 * numbers(B, T, A, D, k=n) for n in range(4))
+    p, positions = RelativePositionParams(*(numbers(*s, k=5) for s in ((6, A * D), (A, D), (A, D)))), None
+    for dtype in TOLERANCE:
+        how, cases = {"reach": reach}, [{}]
+        if name == "relative_attention":
+            positions = relative_positions(T, 6, np.dtype(np.float64)).astype(dtype)
+            how, cases = {**how, "p": cast(p, dtype), "positions": positions}, [{"params": True}, {"params": False}]
+        arrays = [x.astype(dtype) for x in (q, k, value)]
+        for case in cases:
+            wanted, its_cache = reference_of(pair.forward)(*arrays, valid=valid, **how, **case)
+            gradients = reference_of(pair.backward)(dy.astype(dtype), its_cache)
+            for worth, number in ((10**9, 2), (1, 2), (1, 13)):
+                monkeypatch.setattr(twins_in("compiled"), "WORTH", worth)
+                monkeypatch.setattr(twins_in("compiled"), "threads", lambda number=number: number)
+                y, cache = twin_of(pair.forward)(*arrays, valid=valid, **how, **case)
+                assert_same((y, cache), (wanted, its_cache), dtype)
+                assert (y[~valid] == 0).all() and (
+                    cache.weights.y[~(valid[:, None] & np.ones((B, A, 1), bool))] == 0
+                ).all()
+                assert_same(twin_of(pair.backward)(dy.astype(dtype), cache), gradients, dtype)
+                assert_same(twin_of(pair.backward)(dy.astype(dtype), its_cache), gradients, dtype)
+
+
 def test_two_callers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of them shares its heads among threads."""
     file, case = twins_in(TWINS["grouped_heads"]), CASES["grouped_heads, linear, wide"]
-    monkeypatch.setattr(file, "WORTH", 1)
-    monkeypatch.setattr(file, "threads", lambda: 3)
-    monkeypatch.setattr(file, "alone", lambda: False)
+    monkeypatch.setattr(twins_in("compiled"), "WORTH", 1)
+    monkeypatch.setattr(twins_in("compiled"), "threads", lambda: 3)
+    monkeypatch.setattr(twins_in("compiled"), "alone", lambda: False)
     arguments = arguments_of(case, np.float32)
     wanted, cache = reference_of(case.pair.forward)(**arguments)
     gradients = reference_of(case.pair.backward)(output_gradient(wanted), cache)
@@ -689,7 +729,7 @@ def test_the_functions_that_vectorise() -> None:
         np.testing.assert_allclose(y, np.log(np.exp(x).astype(float)), rtol=2 * allowed, atol=allowed)
     x, y = np.array([-np.inf, -1e4, np.nan, 0], np.float32), np.empty(4, np.float32)
     exp(x, y)
-    assert y[0] < 1e-37 > y[1] and np.isnan(y[2]) and y[3] == 1
+    assert y[0] == 0 == y[1] and np.isnan(y[2]) and y[3] == 1
     log(np.array([np.nan, 1], np.float32), y[:2])
     assert np.isnan(y[0]) and y[1] == 0
 

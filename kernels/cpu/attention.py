@@ -1,9 +1,9 @@
-"""Twins of attention: all that an utterance's head needs, in one compiled loop, a few queries at a time.
+"""Twins of attention: a head of an utterance after the other, all of it in one compiled loop.
 
-Scores of ROWS queries, their softmax and what they weigh are made in tiles while they are in the cache; of positions,
-only those distances that these queries see. What products read lies together, filled up with zeros to a multiple of
-STRIP: so loops over a row are strips of as many elements, which vectorise, and leave no rest. The threads of OpenMP
-share the heads of a batch, unless the caller has but its own thread.
+The scores of ROWS queries, their softmax and what they weigh are made while they are in the cache. They start from a
+mask, to which the product with the keys is added, and then that with positions: only with the distances that these
+queries see, and shifted by where its tiles are written. What products read is copied together, with zeros up to a
+multiple of STRIP. The threads of OpenMP share the heads of a batch, unless the caller has but its own thread.
 """
 
 import math
@@ -17,6 +17,7 @@ from minihra.kernels.cpu.compiled import (
     ONE,
     STRIP,
     ZERO,
+    bounds_for,
     compiled,
     compiled_for_threads,
     compiled_inside,
@@ -24,23 +25,18 @@ from minihra.kernels.cpu.compiled import (
     largest,
     launch,
     must_have,
+    strips,
 )
 from minihra.kernels.cpu.product import ROWS, SIDE, Matrix, after, matrix, multiply, turn_square
 from minihra.layers.attention import AttentionCache, Reach
 from minihra.layers.relative_attention import RelativeAttentionCache, RelativePositionParams
 from minihra.layers.softmax import MaskedSoftmaxCache
-from minihra.threads import alone, threads
 
 
 def limits(reach: Reach, T: int) -> tuple[int, int]:
     """Return how many frames attention sees to the left and to the right."""
     left, right = reach or (None, None)
     return T if left is None else left, T if right is None else right
-
-
-def strips(n: int) -> int:
-    """Return the least multiple of STRIP that is not below n."""
-    return -(-n // STRIP) * STRIP
 
 
 @compiled_inside
@@ -107,7 +103,7 @@ def _attend(
     row of one feature; it is empty where positions count for nothing.
     """
     (B, T, A, D), wide, number, positions = q.shape, mask.shape[1], q.dtype.type(0), len(r) > 0
-    across, apart = (D + STRIP - 1) // STRIP * STRIP, wide + 3 * STRIP
+    across, apart = strips(D), wide + 3 * STRIP
     room, turned, no_bias = np.zeros((4, wide, across), q.dtype), np.empty((across, wide), q.dtype), np.zeros_like(u)
     to_content, to_position, rows, values = room[0], room[1], room[2], room[3]
     scores, out, near = (
@@ -136,10 +132,9 @@ def _attend(
                 # The nearest position that they see is that of the last query and key 0, in whose row the first column
                 # is key 0's; in the row before it is key -1's: rows that are 1 longer are shifted by 1.
                 shifted = Matrix(its_scores.base, STRIP - (n - 1), apart + 1, 1)
-                nearest, width = Matrix(matrix(r).base, a * D * r.shape[2] + T - t - n, r.shape[2], 1), T + n - 1
-                width = (width + STRIP - 1) // STRIP * STRIP
+                nearest = Matrix(matrix(r).base, a * D * r.shape[2] + T - t - n, r.shape[2], 1)
                 its = after(matrix(to_position), t * across)
-                multiply(number, n, D, width, its, nearest, shifted, shifted)
+                multiply(number, n, D, strips(T + n - 1), its, nearest, shifted, shifted)
             for i in range(n):
                 if mask[b, t + i] == 0:
                     _softmax(scores, i, wide, weights, b, a, t + i)
@@ -199,24 +194,21 @@ def _attend_back(
     dr: Array,
     du: Array,
     dv: Array,
+    ds: Array,
     low: int,
     high: int,
 ) -> None:
     """Let dq, dk, dvalue (B, T, A, D) be those of the pairs low ... high for dy (B, T, A, D).
 
     Here a row of r (A, 2T - 1, strips of D) is one position. Add to dr (A, 2T - 1, strips of D), du and dv (A, D) what
-    they get, where dr is not empty.
+    they get, where dr is not empty. Room, with zeros: ds (T, strips of T, and three more).
     """
     (B, T, A, D), R, across, number = q.shape, r.shape[1], r.shape[2], q.dtype.type(0)
-    wide, positions, params = (T + STRIP - 1) // STRIP * STRIP, len(r) > 0, len(dr) > 0
+    wide, positions, params = strips(T), len(r) > 0, len(dr) > 0
     room, turned, no_bias = np.zeros((5, wide, across), q.dtype), np.empty((across, wide), q.dtype), np.zeros_like(u)
     to_content, to_position, keys, rows, its_dy = room[0], room[1], room[2], room[3], room[4]
-    apart, none = wide + 3 * STRIP, np.zeros(max(wide, across), q.dtype)
-    ds, out, by_position = (
-        np.zeros((T, apart), q.dtype),
-        np.empty((T, across), q.dtype),
-        np.empty((ROWS, across), q.dtype),
-    )
+    apart, none = ds.shape[1], np.zeros(max(wide, across), q.dtype)
+    out, by_position = np.empty((T, across), q.dtype), np.empty((ROWS, across), q.dtype)
     all_ds, zeros = after(matrix(ds), STRIP), matrix(none)
     for pair in range(low, high):
         a, b = pair // B, pair % B
@@ -274,18 +266,13 @@ def _shared_attend_back(
     dr: Array,
     du: Array,
     dv: Array,
+    ds: Array,
     bounds: Array,
 ) -> None:
-    """Compute the pairs between two bounds as one portion, each with its own of dr, du and dv."""
+    """Compute the pairs between two bounds as one portion, each with its own of dr, du, dv and ds."""
     for n in prange(len(bounds) - 1):
         low, high = bounds[n], bounds[n + 1]
-        _attend_back(dy, q, k, value, r, u, v, weights, scale, dq, dk, dvalue, dr[n], du[n], dv[n], low, high)
-
-
-def bounds_for(B: int, A: int) -> Array:
-    """Return where the portions of the threads begin, and where the last one ends: pairs of a head and an utterance."""
-    n = 1 if alone() else min(threads(), A * B)
-    return B * A * np.arange(n + 1) // n
+        _attend_back(dy, q, k, value, r, u, v, weights, scale, dq, dk, dvalue, dr[n], du[n], dv[n], ds[n], low, high)
 
 
 def per_root(D: int, dtype: np.dtype) -> float:
@@ -314,12 +301,14 @@ def attend(
     must_have((B, T), valid)
     must_have((B, T, A, D), k, value)
     must_have((A, D), u, v)
+    if len(turned):
+        must_have((A, D, 2 * T - 1 + STRIP), turned)
     q, k, value = (xp.ascontiguousarray(x) for x in (q, k, value))
     weights, y = xp.empty((B, A, T, T), q.dtype), xp.empty(q.shape, q.dtype)
     mask = xp.full((B, strips(T)), LOWEST, q.dtype)
     mask[:, :T] = xp.where(valid, ZERO, LOWEST)
     arrays = q, k, value, turned, u, v, mask, *limits(reach, T), per_root(D, q.dtype), weights, y
-    bounds, products = bounds_for(B, A), head_products(B, T, A, D, 3 if len(turned) else 2)
+    bounds, products = bounds_for(B * A, weights.size), head_products(B, T, A, D, 3 if len(turned) else 2)
     if len(bounds) > 2:
         launch(_shared_attend, *arrays, bounds, products=products)
     else:
@@ -336,18 +325,22 @@ def attend_back(
     xp, (B, T, A, D) = array_module(dy), dy.shape
     must_have((B, T, A, D), q, k, value)
     must_have((B, A, T, T), weights)
+    if len(r):
+        must_have((A, 2 * T - 1, D), r)
     dy, q, k, value, weights = (xp.ascontiguousarray(x) for x in (dy, q, k, value, weights))
-    bounds, dtype = bounds_for(B, A), dy.dtype
+    bounds, dtype = bounds_for(B * A, weights.size), dy.dtype
     rows, heads = xp.zeros((*r.shape[:2], strips(D)), dtype), A if params else 0
     rows[..., :D] = r
     dq, dk, dvalue = (xp.empty(dy.shape, dtype) for _ in range(3))
-    dr, du, dv = (xp.zeros((len(bounds) - 1, heads, *shape), dtype) for shape in (rows.shape[1:], (D,), (D,)))
+    shapes = (heads, *rows.shape[1:]), (heads, D), (heads, D), (T, strips(T) + 3 * STRIP)
+    room = [xp.zeros((len(bounds) - 1, *shape), dtype) for shape in shapes]
     arrays = dy, q, k, value, rows, u, v, weights, per_root(D, dtype), dq, dk, dvalue
     products = head_products(B, T, A, D, 5 + params if len(r) else 4)
     if len(bounds) > 2:
-        launch(_shared_attend_back, *arrays, dr, du, dv, bounds, products=products)
+        launch(_shared_attend_back, *arrays, *room, bounds, products=products)
     else:
-        launch(_attend_back, *arrays, dr[0], du[0], dv[0], *map(int, bounds), products=products)
+        launch(_attend_back, *arrays, *(one[0] for one in room), *map(int, bounds), products=products)
+    dr, du, dv, _ = room
     return dq, dk, dvalue, dr.sum(0)[..., :D], du.sum(0), dv.sum(0)
 
 

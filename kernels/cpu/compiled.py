@@ -17,9 +17,10 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic, overload, register_jitable
 
 from minihra.arrays import Array
+from minihra.threads import alone, threads
 
 os.environ.setdefault("GOMP_SPINCOUNT", "100000")
 """How long a thread of OpenMP looks for more to do before it sleeps: about a millisecond. To wake it takes as long
@@ -35,6 +36,9 @@ LOWEST = np.finfo(np.float32).min
 
 STRIP = 16
 """Elements of a row that are taken together: one vector of AVX-512, or two of AVX2."""
+
+WORTH = 2**15
+"""Elements of a result from which on it pays to wake the other threads."""
 
 
 def cache_folder() -> Path | None:
@@ -73,6 +77,14 @@ def compiled_for_threads(function: Callable) -> Callable:
     Of Numba's own threads the process would die if two threads of Python called at once.
     """
     return _compiled(function, SUMS, parallel=OPENMP)
+
+
+def bounds_for(n: int, size: int) -> Array:
+    """Return where the portions of the threads begin in n rows or pairs, and where the last one ends: one portion for a
+    caller who has but its own thread, and for a result whose size is not worth more.
+    """
+    portions = 1 if size < WORTH or alone() else threads()
+    return n * np.arange(portions + 1) // portions
 
 
 def compiled_inside(function: Callable) -> Callable:
@@ -122,6 +134,12 @@ def _largest(context, number, address, n):  # noqa: ANN001, ANN202  Numba reads 
     return number(number, types.intp, types.intp), write
 
 
+@register_jitable
+def strips(n: int) -> int:
+    """Return the least multiple of STRIP that is not below n."""
+    return -(-n // STRIP) * STRIP
+
+
 @njit(inline="always")  # by Numba: to count who refers to a row that is passed takes longer than a short search
 def largest(row: Array) -> float:
     """Return the largest element of a contiguous row, passing over NaN; of none, minus infinity."""
@@ -154,15 +172,14 @@ def launch(loop: Callable, *arguments: Any, products: Mapping[tuple[int, int, in
 
 
 def exp(x: float) -> float:
-    """Return the exponential, within 1.2e-7 of it in float32, where it ends at exp(-87) and exp(88).
+    """Return the exponential, within 1.2e-7 of it in float32, where it ends at exp(88), and is 0 for x below -87.7.
 
-    In place of 0 that is nothing beside the 1 in 1 + exp(-x), and of the largest term in a softmax. Compiled code alone
-    calls it.
+    Compiled code alone calls it.
     """
     return math.exp(x)
 
 
-LEAST_POWER, MOST_POWER = np.float32(-88.0), np.float32(88.0)  # 2^n of whole n stays a normal number between them
+LEAST_POWER, MOST_POWER = np.float32(-88.0), np.float32(88.0)  # of them 2^n is 0, or the largest that is finite
 PER_LOG2, LOG2_HIGH, LOG2_LOW = np.float32(1 / math.log(2)), np.float32(0.693359375), np.float32(-2.12194440e-4)
 C2, C3, C4, C5, C6, C7 = (np.float32(1 / math.factorial(n)) for n in range(2, 8))
 

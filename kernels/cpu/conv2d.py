@@ -1,7 +1,15 @@
 """Twins of the convolutions over time and frequency: products in tiles, of frames with a zero at both ends.
 
-A row of the kernel at a frequency is one product of K = 3I, which starts anew two frequencies further on. Backward, the
-even frequencies of dx have a product of K = O with a frame of dy, and the odd ones, which two outputs read, of K = 2O.
+Two outputs that follow each other along an axis read five inputs, x0 ... x4, and have five products in place of six,
+
+    y0 = w0 x0 + w1 x1 + w2 x2  =  w0 (x0 - x2)  +  w1 x1  +  (w0 + w2) x2
+    y1 = w0 x2 + w1 x3 + w2 x4  =  w2 (x4 - x2)  +  w1 x3  +  (w0 + w2) x2
+
+as the outer taps are a filter of two taps over every other input, for which Winograd's F(2, 2) has three products for
+four (Lavin and Gray 2015, 1509.09308, section 4). So 2 x 2 outputs have 25 products, of K = I, in place of 36.
+
+Backward, the even frequencies of dx have a product of K = O with a frame of dy, and the odd ones, which two outputs
+read, of K = 2O.
 """
 
 from types import ModuleType
@@ -29,8 +37,8 @@ AT_ONCE = 8
 
 TAPS = np.array([0, 1, 3, 1, 2])
 SUM = np.array([0, 0, 1, 2, 2])
-"""Along an axis two outputs read five inputs and have five products: of x0 - x2, x1, x2, x3 and x4 - x2, by w0, w1,
-w0 + w2, w1 and w2, of which the last is called 2 and the sum 3. They are added to sums 0, 0, 1, 2, 2.
+"""Of the products of x0 - x2, x1, x2, x3 and x4 - x2: by which tap, 3 being w0 + w2, and to which sum they are added:
+to that of y0, of both or of y1.
 """
 
 BOTTOMLESS = np.float32(-np.inf)

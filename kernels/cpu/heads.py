@@ -14,15 +14,11 @@ from numba import prange
 
 from minihra.arrays import Array
 from minihra.kernels.cpu.addresses import table_of
-from minihra.kernels.cpu.compiled import ZERO, compiled, compiled_for_threads, copy_row, must_have
+from minihra.kernels.cpu.compiled import ZERO, bounds_for, compiled, compiled_for_threads, copy_row, must_have
 from minihra.kernels.cpu.product import NARROW, Matrix, after, matrix, multiply, number_at
 from minihra.layers.activations import ReluCache
 from minihra.layers.heads import FFNHeadCache, FFNHeadParams, GroupedHeadsCache, HeadParams, Segments
 from minihra.layers.linear import LinearCache, LinearParams
-from minihra.threads import alone, threads
-
-WORTH = 2**15
-"""Elements of the result from which on it pays to wake the other threads."""
 
 FRAMES = 128
 """How many frames of a task give their share of its gradients together, while they are in the cache."""
@@ -128,14 +124,6 @@ def join(starts: Array, bounds: Array, dW: Array, db: Array, dW_cut: Array, db_c
         if starts[n] < bounds[i] < bounds[i + 1]:
             dW[n] += dW_cut[i]
             db[n] += db_cut[i]
-
-
-def bounds_for(rows: int, size: int) -> Array:
-    """Return where the portions of the threads begin, and where the last one ends: one portion for a caller who has but
-    its own thread, and for a result whose size is not worth more.
-    """
-    n = 1 if size < WORTH or alone() else threads()
-    return rows * np.arange(n + 1) // n
 
 
 class Same:

@@ -45,8 +45,9 @@ def _front_end(
 ) -> None:
     """Let y (B T4 + ROWS, C) be the frames of x (B, T, F), with rows at the end that mean nothing.
 
-    Room, with zeros: `between`, for what the second convolution reads, `real`, `rows` and `sums` are those of
-    `room_for_frames`; `frames` (TOGETHER, F4, O), for what it makes, are `flat` (TOGETHER, F4 O), too.
+    W, b, `patches` and `made` are those of `room_for_one_channel`, and room for what the second convolution reads, from
+    `between` to `sums`, those of `room_for_frames`; what it makes, `frames` (TOGETHER, F4, O), is `flat`
+    (TOGETHER, F4 O), too.
     """
     (B, T, F), T4 = x.shape, (x.shape[1] + 3) // 4
     F2 = (F + 1) // 2
