@@ -231,17 +231,8 @@ def add_product(number: float, N: int, K: int, x: Matrix, panel: Matrix, y: Matr
     """Add to y (N, COLUMNS) what is x (N, K) times a panel (K, COLUMNS), in the columns from the `first` one on, which
     is a whole multiple of NARROW.
     """
-    n = 0
-    while n < N:
-        rows, c = rows_of_tile(N - n), first
-        there, its_x = min(rows, N - n), Matrix(x.base, x.first + n * x.next, x.next, 1)
-        while c < COLUMNS:
-            columns = columns_of_tile(COLUMNS - c)
-            w = Matrix(panel.base, panel.first + c, COLUMNS, 1)  # of which the tile knows how its numbers lie
-            its_y = Matrix(y.base, y.first + n * COLUMNS + c, COLUMNS, 1)
-            make_tile(rows, columns, number, there, K, its_x, w, its_y, its_y)
-            c += columns
-        n += rows
+    w, to = Matrix(panel.base, panel.first + first, COLUMNS, 1), Matrix(y.base, y.first + first, COLUMNS, 1)
+    multiply(number, N, K, COLUMNS - first, x, w, to, to)
 
 
 @compiled_inside
