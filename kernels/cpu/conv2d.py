@@ -190,7 +190,7 @@ def _convolve(
             stop = min(first + AT_ONCE, T2)
             for n in range(2 * AT_ONCE + 1):
                 s = 2 * first - 1 + n
-                real[n] = 0 <= s < T and n <= 2 * (stop - first) and valid[row, s]
+                real[n] = 0 <= s < T and valid[row, s]
                 if real[n]:
                     for f in range(F):
                         copy_row(x[row, s, f], frames[n, f + 1])

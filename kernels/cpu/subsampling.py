@@ -58,7 +58,7 @@ def _front_end(
                 last = min(first + AT_ONCE, stop)
                 for n in range(2 * AT_ONCE + 1):
                     s = 2 * first - 1 + n
-                    real[n] = 0 <= 2 * s < T and n <= 2 * (last - first) and valid[row, 2 * s]
+                    real[n] = 0 <= 2 * s < T and valid[row, 2 * s]
                     if n == 0 and first > start:
                         for f in range(F2):  # the last one of those before
                             copy_row(between[2 * AT_ONCE, f + 1], between[0, f + 1])
