@@ -75,6 +75,11 @@ def test_the_largest_of_a_row(dtype: type) -> None:
             assert largest_of(row.astype(dtype)) == row.astype(dtype).max()
     assert largest_of(np.array([-np.inf, -3, -np.inf], dtype)) == -3
     assert largest_of(np.array([-np.inf, np.inf, 3], dtype)) == np.inf
+    for n in (3, 40):  # NaN is passed over, in strips and in what is left of them
+        row = np.arange(n, dtype=dtype)
+        row[[0, n // 2, n - 1]] = np.nan
+        assert largest_of(row) == np.nanmax(np.append(row, -np.inf))
+    assert largest_of(np.zeros(0, dtype)) == -np.inf
 
 
 @compiled

@@ -600,6 +600,7 @@ BROKEN = [  # what of the arguments of a case is wrong: compiled loops would rea
     ("batch_norm", lambda a: {"valid": a["valid"][:, :-2]}),
     ("attention", lambda a: {"valid": a["valid"][:, :-2]}),
     ("relative_attention", lambda a: {"valid": a["valid"][:, :-2]}),
+    *((name, lambda a, k=k: {k: a[k][:, :-1]}) for name in ("attention", "relative_attention") for k in ("k", "value")),
     ("depthwise_conv", lambda a: {"valid": a["valid"][:, :-2]}),
     ("depthwise_conv", shorter("W")),
     ("depthwise_conv", shorter("b")),
@@ -619,6 +620,18 @@ BROKEN = [  # what of the arguments of a case is wrong: compiled loops would rea
     ("indrnn", shorter("b")),
     ("ctc", lambda a: {"labels": a["labels"] + 1}),
 ]
+
+
+def test_attention_refuses_a_table_of_other_positions() -> None:
+    """Its loops would read beyond them, forward and backward."""
+    case = CASES["relative_attention, long"]
+    arguments = arguments_of(case, np.float32)
+    forward, backward = (twin_of(function) for function in case.pair)
+    y, cache = forward(**arguments)
+    with pytest.raises(ValueError, match="an array of shape"):
+        forward(**arguments | {"positions": arguments["positions"][40:-40]})
+    with pytest.raises(ValueError, match="an array of shape"):
+        backward(y, cache._replace(r=cache.r[:, 1:]))
 
 
 @pytest.mark.parametrize(("name", "broken"), BROKEN)

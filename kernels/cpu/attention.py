@@ -285,12 +285,12 @@ def by_head(x: Array) -> Array:
     return x.swapaxes(1, 2)
 
 
-def head_products(B: int, T: int, A: int, D: int, number: int) -> dict[tuple[int, int, int, int], int]:
-    """Return as many products of T frames by T frames for each head as `number` says, half of which end in D columns.
+def head_products(B: int, T: int, A: int, D: int, to_T: int, to_D: int) -> dict[tuple[int, int, int, int], int]:
+    """Return how many products each head has: from D columns to T, as scores are made, and from T to D.
 
-    A product with positions counts as one of T distances, which is what its result has.
+    One with positions counts as one of T distances, which is what its result has, or what it reads.
     """
-    return {(B * A, T, D, T): number - number // 2, (B * A, T, T, D): number // 2}
+    return {(B * A, T, D, T): to_T, (B * A, T, T, D): to_D}
 
 
 def attend(
@@ -308,7 +308,7 @@ def attend(
     mask = xp.full((B, strips(T)), LOWEST, q.dtype)
     mask[:, :T] = xp.where(valid, ZERO, LOWEST)
     arrays = q, k, value, turned, u, v, mask, *limits(reach, T), per_root(D, q.dtype), weights, y
-    bounds, products = bounds_for(B * A, weights.size), head_products(B, T, A, D, 3 if len(turned) else 2)
+    bounds, products = bounds_for(B * A, weights.size), head_products(B, T, A, D, 2 if len(turned) else 1, 1)
     if len(bounds) > 2:
         launch(_shared_attend, *arrays, bounds, products=products)
     else:
@@ -335,7 +335,7 @@ def attend_back(
     shapes = (heads, *rows.shape[1:]), (heads, D), (heads, D), (T, strips(T) + 3 * STRIP)
     room = [xp.zeros((len(bounds) - 1, *shape), dtype) for shape in shapes]
     arrays = dy, q, k, value, rows, u, v, weights, per_root(D, dtype), dq, dk, dvalue
-    products = head_products(B, T, A, D, 5 + params if len(r) else 4)
+    products = head_products(B, T, A, D, 1, 4 + params if len(r) else 3)
     if len(bounds) > 2:
         launch(_shared_attend_back, *arrays, *room, bounds, products=products)
     else:
