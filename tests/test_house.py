@@ -295,3 +295,66 @@ def test_every_pair_of_the_layers_is_on_the_switchboard() -> None:
         (pair.forward.__name__, pair.backward.__name__) == (f"{name}_forward", f"{name}_backward")
         for name, pair in PAIRS.items()
     )
+
+
+def let_go_too_soon(source: str) -> list[str]:
+    """Arrays that compiled code makes itself and whose addresses it reads elsewhere than in a loop after that.
+
+    Numba gives an array back after the last line that names it, whoever has its address; what a loop names, it keeps to
+    the end of that loop.
+    """
+    found = []
+    for function in ast.walk(ast.parse(source)):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        made: dict[str, int] = {}
+        for node in ast.walk(function):
+            for target, value in assigned(node):
+                if comes_of(value, {"np", *made}):
+                    made[target] = node.lineno
+        loops = [node for node in ast.walk(function) if isinstance(node, ast.For)]
+        for node in ast.walk(function):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "matrix":
+                name = next((n.id for n in ast.walk(node.args[0]) if isinstance(n, ast.Name) and n.id in made), None)
+                around = [loop for loop in loops if any(inside is node for inside in ast.walk(loop))]
+                if name and not any(loop.lineno > made[name] for loop in around):
+                    found.append(f"{function.name}: {name}")
+    return found
+
+
+def assigned(node: ast.AST) -> list[tuple[str, ast.expr]]:
+    """The names that a statement assigns to, each with its value."""
+    if not isinstance(node, ast.Assign):
+        return []
+    target, value = node.targets[0], node.value
+    targets, values = [target], [value]
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+        targets, values = target.elts, value.elts
+    return [(name.id, of) for name, of in zip(targets, values, strict=True) if isinstance(name, ast.Name)]
+
+
+def comes_of(value: ast.expr, names: set[str]) -> bool:
+    """Whether a value is a part, an attribute or what a method returns of one of the names."""
+    while isinstance(value, (ast.Attribute, ast.Subscript, ast.Call)):
+        value = value.func if isinstance(value, ast.Call) else value.value
+    return isinstance(value, ast.Name) and value.id in names
+
+
+TWINS_ON_THE_CPU = {module: file for module, file in house().items() if inside(module, "minihra.kernels.cpu")}
+
+
+@pytest.mark.parametrize("module", TWINS_ON_THE_CPU)
+def test_compiled_code_keeps_the_arrays_whose_addresses_it_reads(module: str) -> None:
+    assert let_go_too_soon(TWINS_ON_THE_CPU[module].read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f(n):\n    a, m = np.zeros(n), n\n    its = matrix(a)\n    for i in range(n):\n        use(its)",
+        "def f(n):\n    a = np.zeros((2, n))\n    b = a[0]\n    use(matrix(b))",
+        "def f(n):\n    for i in range(n):\n        a = np.empty(n)\n        use(after(matrix(a.reshape(-1)), i))",
+    ],
+)
+def test_an_array_that_is_let_go_is_found_out(source: str) -> None:
+    assert len(let_go_too_soon(source)) == 1

@@ -111,7 +111,7 @@ def _attend(
         np.empty((ROWS, across), q.dtype),
         np.empty((ROWS, wide), q.dtype),
     )
-    none, its_scores = np.zeros(across, q.dtype), after(matrix(scores), STRIP)
+    none = np.zeros(across, q.dtype)
     for pair in range(low, high):
         a, b = pair // B, pair % B
         _gather(k, b, a, no_bias, ONE, rows)
@@ -122,6 +122,7 @@ def _attend(
             _gather(q, b, a, v, scale, to_position)
         for t in range(0, T, ROWS):
             n, start = min(ROWS, T - t), Matrix(matrix(mask).base, b * wide, 0, 1)
+            its_scores = after(matrix(scores), STRIP)
             if left < T or right < T:
                 for i in range(n):
                     for j in range(wide):
@@ -209,9 +210,9 @@ def _attend_back(
     to_content, to_position, keys, rows, its_dy = room[0], room[1], room[2], room[3], room[4]
     apart, none = ds.shape[1], np.zeros(max(wide, across), q.dtype)
     out, by_position = np.empty((T, across), q.dtype), np.empty((ROWS, across), q.dtype)
-    all_ds, zeros = after(matrix(ds), STRIP), matrix(none)
+    all_ds = after(matrix(ds), STRIP)
     for pair in range(low, high):
-        a, b = pair // B, pair % B
+        a, b, zeros = pair // B, pair % B, matrix(none)
         _gather(value, b, a, no_bias, ONE, rows)
         _turn(number, rows, turned)
         _gather(k, b, a, no_bias, ONE, keys)

@@ -210,7 +210,6 @@ def _convolve_back(dy: Array, valid: Array, panels: Array, dx: Array) -> None:
     (B, T, F, I), (_, T2, F2, O), wide, number = dx.shape, dy.shape, panels.shape[2], dy.dtype.type(0)
     frames, real = np.zeros((AT_ONCE + 1, F2 + 1, O), dy.dtype), np.zeros(AT_ONCE + 1, np.bool_)
     sums, width = np.empty((F2, wide), dy.dtype), min(wide, I)
-    tile = matrix(sums)
     for b in range(B):
         for first in range(0, T2, AT_ONCE):
             for n in range(AT_ONCE + 1):
@@ -233,7 +232,7 @@ def _convolve_back(dy: Array, valid: Array, panels: Array, dx: Array) -> None:
                             if real[n + later]:
                                 its_dy, i = matrix(frames[n + later]), 1 + s % 2 - 2 * later
                                 w = after(panel, (3 * i + 2 - 2 * odd) * O * wide)
-                                add_product(number, places, K, its_dy, w, tile, new)
+                                add_product(number, places, K, its_dy, w, matrix(sums), new)
                         for f in range(places):
                             row, total = dx[b, s, 2 * f + odd], sums[f]
                             for c in range(new, width):

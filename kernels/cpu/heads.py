@@ -85,9 +85,8 @@ def _maps_back(
     turned, zeros, made = np.empty((O, I), dy.dtype), np.empty(max(I, O), dy.dtype), np.empty((I, O), dy.dtype)
     for i in range(len(zeros)):
         zeros[i] = ZERO
-    zero = matrix(zeros)
     for n in range(len(Ws)):
-        first, last = max(low, starts[n]), min(high, starts[n + 1])
+        first, last, zero = max(low, starts[n]), min(high, starts[n + 1]), matrix(zeros)
         if first < last:
             W = Matrix(Ws[n], 0, O, 1)
             for o in range(O):
