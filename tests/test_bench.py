@@ -18,12 +18,13 @@ from minihra.bench_bandwidth import COPIED, FROZEN, arguments_of, least_bytes, s
 from minihra.bench_floor import floor_of, rehearsed
 from minihra.bench_rows import PATTERNS, Row, all_rows, inputs_of, tasks_by
 from minihra.bench_runs import runs_of
-from minihra.bench_side import Where, load_rival, number, timed
+from minihra.bench_side import ON_CPU, Where, load_rival, number, timed
 from minihra.bench_twins import check_twins
 from minihra.cli import main
 from minihra.device import gpu_problem, to_host
 from minihra.ops import CUDA_TWINS, PAIRS, TWINS, UNPAIRED, references
 from tests import standin
+from tests.imports_of import ROOT
 
 CUDA = Where("cuda")
 TINY = Row("adaptation", width=8, layers=2, batch=3, frames=64, tasks=2)
@@ -114,6 +115,27 @@ def test_each_side_gives_one_number(kind: str, cell: str, head: str, monkeypatch
     assert len(theirs) == {"training": 1, "ctc": 1, "log-mel": 0}.get(kind, 2)
     for name, run in theirs.items():
         assert number(run()) == pytest.approx(ours, rel=1e-4, abs=1e-3 if kind.startswith("heads") else 1e-5), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_quick_rival_is_the_same_network(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its eager runs are those of the rival that compiles the whole model; it compiles no more than blocks."""
+    torch_twin = pytest.importorskip(
+        "tests.torch_twin", reason="the rival needs PyTorch: pip install 'minihra[parity]'"
+    )
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    row = Row(kind, 8, 2, 3, 64, tasks=2)
+    inputs, quick = inputs_of(row), load_rival(str(ROOT / "benchmarks" / "torch_blocks.py"), ON_CPU)
+    found, others = quick.runs_of(row, inputs), torch_twin.runs_of(row, inputs)
+    if kind in quick.WITH_BLOCKS:
+        names = {name.removesuffix(", compiled").removesuffix(", eager") for name in others}
+        assert found.keys() == {f"{name}, {how}" for name in names for how in ("eager", "blocks compiled")}
+    else:
+        assert found.keys() == others.keys()
+    for name in found:
+        if name.endswith("eager"):
+            assert number(found[name]()) == pytest.approx(number(others[name]()), rel=1e-5, abs=1e-5), name
 
 
 ROWS = [Row(kind, 8, 2, 3, 64, tasks=2) for kind in KINDS]

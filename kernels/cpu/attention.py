@@ -370,7 +370,7 @@ def project(positions: Array, p: RelativePositionParams, T: int) -> Array:
     is odd and cosine even.
     """
     xp, (A, D) = array_module(positions), p.u.shape
-    sine, cosine = (xp.ascontiguousarray(p.W.T[:, i::2]) @ positions[:T, i::2].T for i in (0, 1))
+    sine, cosine = (p.W[i::2].T @ xp.ascontiguousarray(positions[:T, i::2]).T for i in (0, 1))
     zeros = xp.zeros((A * D, STRIP), sine.dtype)
     return xp.concatenate([sine + cosine, (cosine - sine)[:, -2::-1], zeros], axis=1).reshape(A, D, -1)
 
