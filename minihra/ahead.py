@@ -15,7 +15,7 @@ from minihra.bench_rows import RATE, Row, inputs_of
 from minihra.bench_runs import adapter_of, batch_of, recogniser_of
 from minihra.model import backward, ctc_loss, forward, pack_labels
 from minihra.ops import Switch, references, twins_in
-from minihra.optim import AdamW, clip_by_global_norm
+from minihra.optim import AdamW
 from minihra.threads import set_threads, threads
 
 TINY = {"width": 96, "layers": 2, "batch": 4, "frames": 100, "tasks": 2}
@@ -49,7 +49,7 @@ def compile_backward(kind: str) -> None:
     _, dlogits = ctc_loss(logits, cache.context.valid, pack_labels(batch.labels, logits.shape[2]))
     dbackbone, dadapter = backward(dlogits, cache)
     parameters, gradients = (model.p, dbackbone) if edit is None else (hra.p, dadapter)
-    AdamW().update(parameters, clip_by_global_norm(gradients, 1.0)[0], RATE)
+    AdamW().clipped_update(parameters, gradients, RATE, 1.0)
 
 
 if __name__ == "__main__":

@@ -35,24 +35,34 @@ def is_cupys(x: Array) -> bool:
 
 
 PLACE = 16
-"""Bytes by whose multiples `uploaded` places arrays."""
+"""Bytes by whose multiples `packed` places arrays."""
 
 
-def uploaded(arrays: Sequence[np.ndarray], xp: ModuleType) -> tuple[Array, list[Array]]:
-    """Return an array of bytes in `xp` that holds arrays of NumPy, and views of it that are these arrays.
+def places_of(arrays: Sequence[np.ndarray]) -> list[int]:
+    """Return at which byte each of some arrays that lie together begins, and where the last one ends."""
+    return [*accumulate((-(-a.nbytes // PLACE) * PLACE for a in arrays), initial=0)]
+
+
+def packed(arrays: Sequence[np.ndarray], xp: ModuleType) -> Array:
+    """Return an array of bytes in `xp` that holds arrays of NumPy.
 
     Small arrays go to a GPU as fast together as one of them alone.
     """
-    starts = [*accumulate((-(-a.nbytes // PLACE) * PLACE for a in arrays), initial=0)]
-    packed = np.zeros(starts[-1], np.uint8)
+    starts = places_of(arrays)
+    together = np.zeros(starts[-1], np.uint8)
     for a, start in zip(arrays, starts, strict=False):
-        packed[start : start + a.nbytes] = np.ascontiguousarray(a).reshape(-1).view(np.uint8)
-    there = xp.asarray(packed)
-    views = [
-        there[start : start + a.nbytes].view(a.dtype).reshape(a.shape) if a.size else xp.zeros(a.shape, a.dtype)
-        for a, start in zip(arrays, starts, strict=False)
+        together[start : start + a.nbytes] = np.ascontiguousarray(a).reshape(-1).view(np.uint8)
+    return xp.asarray(together)
+
+
+def unpacked(together: Array, arrays: Sequence[np.ndarray]) -> list[Array]:
+    """Return views of the bytes of `packed` that are these arrays."""
+    return [
+        together[start : start + a.nbytes].view(a.dtype).reshape(a.shape)
+        if a.size
+        else array_module(together).zeros(a.shape, a.dtype)
+        for a, start in zip(arrays, places_of(arrays), strict=False)
     ]
-    return there, views
 
 
 def special_functions(xp: ModuleType) -> ModuleType:

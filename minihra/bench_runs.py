@@ -105,7 +105,7 @@ def inference_run(row: Row, inputs: dict[str, Any], xp: ModuleType) -> Run:
     recogniser, hra = recogniser_of(row, inputs, xp), adapter_of(row, inputs, xp)
     features, tasks = list(inputs["features"]), inputs["tasks"]
     graphs = None if xp is np else InferenceGraphs(recogniser.model, hra)
-    return lambda: float(np.mean([logits.mean() for logits in infer_parts(recogniser, features, hra, tasks, graphs)]))
+    return lambda: float(np.concatenate(infer_parts(recogniser, features, hra, tasks, graphs)).mean())
 
 
 def heads_run(row: Row, inputs: dict[str, Any], xp: ModuleType) -> Run:

@@ -11,7 +11,7 @@ from minihra.blocks.initial import initial_conformer
 from minihra.blocks.subsampling import subsample
 from minihra.cases import layer_cases
 from minihra.device import to_host
-from minihra.ops import CUDA_TWINS, PAIRS, TWINS, UNPAIRED, references, twins_in
+from minihra.ops import CUDA_TWINS, PAIRS, TWINS, UNPAIRED, draw_keep, references, twins_in
 from minihra.optim import AdamW, clip_by_global_norm
 from minihra.threads import share
 from minihra.tree import leaves, map_leaves
@@ -57,16 +57,21 @@ def unpaired_runs() -> dict[str, Callable[[], Sequence[np.ndarray]]]:
     features, valid = rng.standard_normal((2, 30, 21), np.float32), np.arange(30) < [[30], [17]]
     params, gradients = ({"a": rng.random((30, 21), np.float32), "b": rng.random(5, np.float32)} for _ in range(2))
 
-    def moved() -> Sequence[np.ndarray]:
+    def moved(limit: float | None = None) -> Sequence[np.ndarray]:
         its, optimiser = map_leaves(np.array, params), AdamW(decay=0.1)
         for _ in range(3):
-            optimiser.update(its, gradients, 1e-3)
+            if limit is None:
+                optimiser.update(its, gradients, 1e-3)
+            else:
+                optimiser.clipped_update(its, gradients, 1e-3, limit)
         return [*its.values()]
 
     return {
         "adamw_update_leaves": moved,
+        "clipped_adamw_leaves": lambda: moved(0.5),
         "clip_leaves": lambda: [*clip_by_global_norm(gradients, 0.5)[0].values()],
         "subsample": lambda: subsample(features, valid, front_end)[:1],
+        "draw_keep": lambda: [draw_keep(features, np.random.default_rng(0), (300, 301), rate=0.1).astype(np.float32)],
     }
 
 

@@ -5,8 +5,12 @@ texts and files stay on the host. CuPy is imported when a GPU is asked for, and 
 """
 
 import sys
+import threading
+from collections.abc import Callable
 from importlib import import_module
+from math import prod
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -78,6 +82,41 @@ def is_lost_gpu(error: BaseException) -> bool:
 def moved(tree: Tree, xp: ModuleType) -> Tree:
     """Return a tree with its arrays in `xp`; those that are there already stay as they are."""
     return map_leaves(lambda leaf: leaf if array_module(leaf) is xp else xp.asarray(leaf), tree)
+
+
+class Staging(threading.local):
+    """Page-locked memory of a thread, out of which a GPU copies while the host goes on: what lies elsewhere CuPy copies
+    into such memory first.
+    """
+
+    memory: Array | None = None
+    copied: Any = None  # event: the last copy out of it is done
+
+    def filled(self, xp: ModuleType, shape: tuple[int, ...], dtype: np.dtype, fill: Callable[[Array], None]) -> Array:
+        """Return an array in `xp`, CuPy, which `fill` writes on the host."""
+        size = max(1, prod(shape)) * np.dtype(dtype).itemsize
+        if self.copied is None:
+            self.copied = xp.cuda.Event()
+        self.copied.synchronize()
+        if self.memory is None or self.memory.nbytes < size:
+            self.memory = import_module(f"{xp.__name__}x").empty_pinned((size,), np.uint8)
+        staged, there = self.memory[:size].view(dtype)[: prod(shape)].reshape(shape), xp.empty(shape, dtype)
+        fill(staged)
+        there.set(staged)
+        self.copied.record()
+        return there
+
+
+_staging = Staging()
+
+
+def filled(xp: ModuleType, shape: tuple[int, ...], dtype: np.dtype, fill: Callable[[Array], None]) -> Array:
+    """Return an array in `xp` which `fill` writes on the host, from its first element to its last."""
+    if hasattr(xp, "cuda"):
+        return _staging.filled(xp, shape, dtype, fill)
+    array = np.empty(shape, dtype)
+    fill(array)
+    return xp.asarray(array)
 
 
 def to_host(tree: Tree) -> Tree:

@@ -16,7 +16,7 @@ import numpy as np
 
 from minihra.adapters.controller import TaskGroups, group_tasks
 from minihra.adapters.hra import HRA, HRAEdit
-from minihra.arrays import Array, array_module, uploaded
+from minihra.arrays import Array, array_module, packed, unpacked
 from minihra.blocks.conformer import Conformer
 from minihra.blocks.parameters import Statistics
 from minihra.blocks.protocol import Training
@@ -108,13 +108,12 @@ class BatchGraphs(Recordings):
         super().__init__()
         self.model = model
 
-    def inputs_of(self, features: Array, small: Sequence[Array], **more: Array | None) -> tuple[Inputs, list[Array]]:
-        """Return the inputs for padded features (B, T, F), and the `small` arrays, which are on the host, as views."""
+    def inputs_of(self, features: Array, small: Sequence[Array], **more: Array | None) -> Inputs:
+        """Return the inputs for padded features (B, T, F), and for the `small` arrays, which are on the host."""
         xp, config = self.model.xp, self.model.config
         T = max(1, config.front_end.frames(features.shape[1]))
         positions = position_table(T, config.width, config.form.attention, features.dtype, xp)
-        packed, views = uploaded(small, xp)
-        return Inputs(features, packed, positions, **more), views
+        return Inputs(features, packed(small, xp), positions, **more)
 
     def padded_features(self, features: Array) -> Array:
         """Return features (B, T, F) of the length of a graph."""
@@ -143,10 +142,11 @@ class AdaptationGraphs(BatchGraphs):
         if (slots := slots_for(self.model, self.hra, tasks, features.shape[1])) is None:
             return None
         words = padded_labels(labels, self.model.config.labels, self.blank)
-        inputs, small = self.inputs_of(features, [np.asarray(lengths), *words, slots.rows], tables=slots.tables)
+        small = [np.asarray(lengths), *words, slots.rows]
+        inputs = self.inputs_of(features, small, tables=slots.tables)
 
         def step() -> tuple[Loss, Tree]:
-            lengths, labels, label_lengths, rows = small
+            lengths, labels, label_lengths, rows = unpacked(inputs.packed, small)
             edit = slots.edit(self.hra, rows, len(features), self.train_controller)
             logits, cache = forward(self.model, features, lengths, edit, recompute=self.recompute)
             loss, dlogits = ctc_loss(logits, cache.context.valid, Labels(labels, label_lengths), blank=self.blank)
@@ -177,10 +177,11 @@ class PretrainingGraphs(BatchGraphs):
             front_end = self.model.config.front_end
             keep = padded(keep, max(1, front_end.frames(features.shape[1])), axis=3)
         words = padded_labels(labels, self.model.config.labels, self.blank)
-        inputs, small = self.inputs_of(features, [np.asarray(lengths), *words], keep=keep)
+        small = [np.asarray(lengths), *words]
+        inputs = self.inputs_of(features, small, keep=keep)
 
         def step() -> tuple[Loss, Tree, Statistics]:
-            lengths, labels, label_lengths = small
+            lengths, labels, label_lengths = unpacked(inputs.packed, small)
             logits, cache = forward(self.model, features, lengths, None, training._replace(keep=keep))
             loss, dlogits = ctc_loss(logits, cache.context.valid, Labels(labels, label_lengths), blank=self.blank)
             return loss, backward(dlogits, cache).backbone, tuple(layer.statistics for layer in cache.layers)
@@ -216,10 +217,12 @@ class InferenceGraphs(BatchGraphs):
                 return None
         elif not possible():
             return None
-        on_host, tables = ([], None) if slots is None else ([slots.rows], slots.tables)
-        inputs, (there, *rows) = self.inputs_of(features, [np.asarray(lengths), *on_host], tables=tables)
+        rows, tables = ([], None) if slots is None else ([slots.rows], slots.tables)
+        small = [np.asarray(lengths), *rows]
+        inputs = self.inputs_of(features, small, tables=tables)
 
         def step() -> tuple[Array, Array]:
+            there, *rows = unpacked(inputs.packed, small)
             edit = None if slots is None else slots.edit(self.hra, *rows, len(features), train_controller=False)
             return infer(self.model, features, there, edit)
 

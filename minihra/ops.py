@@ -130,8 +130,15 @@ CUDA_TWINS = {
 }
 """The pairs with a twin for the GPU, and the file in minihra/kernels/cuda where it stands."""
 
-UNPAIRED = {"adamw_update_leaves": "adamw", "clip_leaves": "adamw", "subsample": "subsampling"}
-"""The same of functions that are no pair: of the optimiser, and of blocks, several layers of a frozen model in one.
+UNPAIRED = {
+    "adamw_update_leaves": "adamw",
+    "clip_leaves": "adamw",
+    "clipped_adamw_leaves": "adamw",
+    "subsample": "subsampling",
+    "draw_keep": "drawing",
+}
+"""The same of functions that are no pair: of the optimiser, of dropout, and of blocks, several layers of a frozen model
+in one.
 
 Such a twin returns NotImplemented where it is none: for other variants of a block, for arrays that its loop would
 misread, or when its one thread would be slower than BLAS with several.

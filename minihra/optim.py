@@ -5,13 +5,13 @@ task that is absent from a batch stays as it is.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minihra.arrays import Array, array_module
 from minihra.ops import adamw_update, hot
-from minihra.tree import Tree, from_leaves, global_norm, leaves
+from minihra.tree import Tree, from_leaves, global_norm, leaves, leaves_beside
 
 
 class Moments(NamedTuple):
@@ -52,37 +52,40 @@ class AdamW:
         self.beta1, self.beta2, self.eps, self.decay = beta1, beta2, eps, decay
         self.moments: dict[str, Moments] = {}
 
-    def clipped_update(self, params: Tree, grads: Tree, lr: float | Array, limit: float) -> Array:
-        """Do as `update` with gradients of a global norm of at most `limit`, and return their norm before."""
-        clipped, norm = clip_by_global_norm(grads, limit)
-        self.update(params, clipped, lr)
-        return norm
-
     def update(self, params: Tree, grads: Tree, lr: float | Array) -> None:
         """Move every leaf of `params` that has a gradient in `grads` one step of learning rate `lr`.
 
         Raises:
             ValueError: there is a gradient of what is no parameter (which), as of a task that was removed.
         """
-        named, gradients = dict(leaves(params)), dict(leaves(grads))
-        if strangers := sorted(gradients.keys() - named.keys()):
+        if moving := self._moving(params, grads):
+            ps, gs, moments, how = moving
+            adamw_update_leaves(ps, gs, moments, array_module(gs[0]).asarray(lr, np.float64), **how)
+
+    def clipped_update(self, params: Tree, grads: Tree, lr: float | Array, limit: float) -> Array:
+        """Do as `update` with gradients of a global norm of at most `limit`, and return their norm before."""
+        if not (moving := self._moving(params, grads)):
+            return global_norm(grads)
+        ps, gs, moments, how = moving
+        return clipped_adamw_leaves(ps, gs, moments, array_module(gs[0]).asarray(lr, np.float64), limit, **how)
+
+    def _moving(
+        self, params: Tree, grads: Tree
+    ) -> tuple[list[Array], list[Array], list[Moments], dict[str, Any]] | None:
+        """Return the leaves that have a gradient, their gradients and moments, and the settings; None if none has."""
+        moving = list(leaves_beside(grads, params))
+        if strangers := sorted(name for name, _, p in moving if p is None):
             raise ValueError(f"gradients of what is no parameter: {', '.join(strangers)}")
-        if not gradients:
-            return
-        ps, xp = [named[name] for name in gradients], array_module(next(iter(gradients.values())))
-        for name, p in zip(gradients, ps, strict=True):
+        if not moving:
+            return None
+        for name, g, p in moving:
             if name not in self.moments:
+                xp = array_module(g)
                 self.moments[name] = Moments(xp.zeros_like(p), xp.zeros_like(p), xp.zeros((), np.float64))
-        adamw_update_leaves(
-            ps,
-            list(gradients.values()),
-            [self.moments[name] for name in gradients],
-            xp.asarray(lr, np.float64),
-            beta1=self.beta1,
-            beta2=self.beta2,
-            eps=self.eps,
-            decays=[self.decay if p.ndim > 1 else 0.0 for p in ps],
-        )
+        names, gs, ps = map(list, zip(*moving, strict=True))
+        decays = [self.decay if p.ndim > 1 else 0.0 for p in ps]
+        how = {"beta1": self.beta1, "beta2": self.beta2, "eps": self.eps, "decays": decays}
+        return ps, gs, [self.moments[name] for name in names], how
 
 
 @hot
@@ -91,6 +94,25 @@ def clip_leaves(gs: list[Array], limit: float) -> tuple[list[Array], Array]:
     norm = global_norm(tuple(gs))
     scale = limit / array_module(norm).maximum(norm, limit)
     return [g * scale for g in gs], norm
+
+
+@hot
+def clipped_adamw_leaves(
+    ps: list[Array],
+    gs: list[Array],
+    moments: list[Moments],
+    lr: Array,
+    limit: float,
+    *,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decays: list[float],
+) -> Array:
+    """Do as `adamw_update_leaves` with what `clip_leaves` makes of the gradients, and return their norm before."""
+    clipped, norm = clip_leaves(gs, limit)
+    adamw_update_leaves(ps, clipped, moments, lr, beta1=beta1, beta2=beta2, eps=eps, decays=decays)
+    return norm
 
 
 def clip_by_global_norm(grads: Tree, limit: float) -> tuple[Tree, Array]:

@@ -14,6 +14,7 @@ from minihra.adapters.files import controller_hash
 from minihra.arrays import Array, array_module
 from minihra.blocks.parameters import Statistics
 from minihra.data.corpus import Utterance
+from minihra.device import filled
 from minihra.evaluate import transcribe
 from minihra.graphs import AdaptationGraphs, InferenceGraphs, PretrainingGraphs
 from minihra.model import Loss, backward, ctc_loss, forward, pack_labels
@@ -21,7 +22,7 @@ from minihra.optim import AdamW, clip_by_global_norm
 from minihra.parts import parts_of
 from minihra.recogniser import Adapter, Recogniser, load_hra, load_own, save_backbone, save_hra
 from minihra.speech.augment import SpecAugment
-from minihra.speech.features import pad
+from minihra.speech.features import pad, pad_into
 from minihra.threads import share, together
 from minihra.tree import Total, Tree, add, leaves, map_leaves, whole
 
@@ -37,8 +38,8 @@ class Batch(NamedTuple):
     def part(self, rows: Array, xp: ModuleType) -> "Batch":
         """Return some rows of it, padded to the longest of them, with the features in `xp`."""
         lengths = self.lengths[rows]
-        there = rows if xp is np else xp.asarray(rows)  # a GPU picks rows faster than the host copies them
-        features = xp.asarray(self.features)[there, : max(1, lengths.max())]
+        its = [self.features[row, : max(1, lengths.max())] for row in rows]
+        features = filled(xp, (len(its), *its[0].shape), its[0].dtype, partial(pad_into, features=its))
         return Batch(features, lengths, [self.labels[row] for row in rows], [self.tasks[row] for row in rows])
 
 
@@ -219,11 +220,15 @@ class Adaptation:
 
     def gradients(self, batch: Batch, rng: np.random.Generator) -> tuple[Loss, Tree]:
         """Return loss and gradients, of the parts of the batch one by one; nothing is drawn."""
-        group_tasks(batch.tasks, self.adapter.hra.p.heads)  # mistakes are told with their rows of the batch, no part's
-        pack_labels(batch.labels, self.recogniser.model.config.labels, self.recogniser.tokenizer.blank)
         xp = self.recogniser.model.xp
         parts = parts_of(batch.lengths, batch.tasks, xp=xp)
-        return joined(parts, weighed(share([partial(self.gradients_of, batch.part(rows, xp)) for rows in parts])))
+        try:
+            results = share([partial(self.gradients_of, batch.part(rows, xp)) for rows in parts])
+        except ValueError:  # a mistake is told with its row of the batch, no part's
+            group_tasks(batch.tasks, self.adapter.hra.p.heads)
+            pack_labels(batch.labels, self.recogniser.model.config.labels, self.recogniser.tokenizer.blank)
+            raise
+        return joined(parts, weighed(results))
 
     def gradients_of(self, batch: Batch) -> tuple[Loss, Tree]:
         """Return loss and gradients of a part of a batch."""
@@ -237,8 +242,10 @@ class Adaptation:
 
     def update(self, gradients: Tree, optimiser: AdamW, rate: float, clip: float, *, together: bool = False) -> Array:
         """Clip the gradients, move the parameters, and return the norm before."""
+        if not together:
+            return optimiser.clipped_update(self.parameters, gradients, rate, clip)
         clipped, norm = clip_by_global_norm(gradients, clip)
-        optimiser.update(self.parameters, self.as_one(clipped) if together else clipped, rate)
+        optimiser.update(self.parameters, self.as_one(clipped), rate)
         return norm
 
     def as_one(self, gradients: Tree) -> Tree:

@@ -73,6 +73,24 @@ def leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Array]]:
         yield prefix, tree
 
 
+def leaves_beside(tree: Tree, other: Tree, prefix: str = "") -> Iterator[tuple[str, Array, Array | None]]:
+    """Yield (dotted name, array, array of `other` or None) for every leaf of `tree`, with what stands in its place in
+    another tree, which may have much more.
+    """
+    if isinstance(tree, dict):
+        its = other if isinstance(other, dict) else {}
+        places = [(escape(key), child, its.get(key)) for key, child in tree.items()]
+    elif isinstance(tree, tuple):
+        its = other if isinstance(other, tuple) and len(other) == len(tree) else [None] * len(tree)
+        places = [(name, child, place) for (name, child), place in zip(children(tree), its, strict=True)]
+    else:
+        if tree is not None:
+            yield prefix, tree, None if isinstance(other, (dict, tuple)) else other
+        return
+    for name, child, place in places:
+        yield from leaves_beside(child, place, f"{prefix}.{name}" if prefix else name)
+
+
 def map_leaves(function: Callable[..., Array], tree: Tree, *others: Tree) -> Tree:
     """Return a tree like `tree` whose leaves are `function(leaf, ...)`, with what `others` hold in the same places."""
     if isinstance(tree, dict):

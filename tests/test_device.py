@@ -255,3 +255,53 @@ def test_trees_move_and_come_back() -> None:
         back = to_host(there)
         assert back["b"][0] is None and (back["a"] == tree["a"]).all() and back["b"][1].dtype == np.float32
         assert moved(tree, np)["a"] is tree["a"] and to_host(tree)["a"] is tree["a"] and to_host(0.5) == 0.5
+
+
+class Late:
+    """A GPU that copies from page-locked memory as late as it may: when somebody waits for it."""
+
+    def __init__(self) -> None:
+        self.pending: list[tuple[np.ndarray, np.ndarray]] = []
+        self.pinned: list[np.ndarray] = []
+
+    def module(self) -> ModuleType:
+        xp = ModuleType("late")
+        xp.cuda, xp.empty = SimpleNamespace(Event=lambda: self), lambda shape, dtype: LateArray(self, shape, dtype)
+        return xp
+
+    def empty_pinned(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        self.pinned.append(np.empty(shape, dtype))
+        return self.pinned[-1]
+
+    def record(self) -> None:
+        """An event of what is pending."""
+
+    def synchronize(self) -> None:
+        for place, source in self.pending:
+            place[...] = source
+        self.pending.clear()
+
+
+class LateArray:
+    def __init__(self, gpu: Late, shape: tuple[int, ...], dtype: type) -> None:
+        self.gpu, self.there = gpu, np.zeros(shape, dtype)
+
+    def set(self, source: np.ndarray) -> None:
+        self.gpu.pending.append((self.there, source))
+
+
+def test_page_locked_memory_is_written_when_it_has_been_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of several sizes and types, one after the other, through one piece of memory that grows."""
+    gpu, rng = Late(), np.random.default_rng(0)
+    xp = gpu.module()
+    monkeypatch.setitem(sys.modules, "latex", SimpleNamespace(empty_pinned=gpu.empty_pinned))
+    monkeypatch.setattr(device, "_staging", device.Staging())
+    sizes = {(2, 3): np.float32, (3, 2): np.float32, (0, 4): np.float32, (5, 7): np.float64, (4, 2): np.float32}
+    wanted = [rng.standard_normal(shape).astype(dtype) for shape, dtype in sizes.items()]
+    found = [device.filled(xp, a.shape, a.dtype, lambda place, a=a: np.copyto(place, a)) for a in wanted]
+    assert found[0].there.any() and not found[-1].there.any()  # the last copy is under way
+    gpu.synchronize()
+    for a, array in zip(wanted, found, strict=True):
+        assert array.there.dtype == a.dtype
+        np.testing.assert_array_equal(array.there, a)
+    assert [memory.nbytes for memory in gpu.pinned] == [24, 280]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minihra.arrays import uploaded
+from minihra.arrays import packed, unpacked
 from minihra.blocks.self_attention import position_table
 from minihra.evaluate import infer_parts
 from minihra.graphs import MOST, InferenceGraphs, multiple_for, padded, slots_of
@@ -290,11 +290,12 @@ def test_slots_and_padding() -> None:
 def test_arrays_go_together() -> None:
     """Of all types, without elements, and as they lie."""
     arrays = [np.arange(3), np.zeros((0, 3), np.int32), np.ones((2, 5), bool), np.arange(8.0).reshape(2, 4).T]
-    packed, views = uploaded(arrays, np)
+    together = packed(arrays, np)
+    views = unpacked(together, arrays)
     for a, view in zip(arrays, views, strict=True):
         assert view.dtype == a.dtype and view.shape == a.shape and view.tobytes() == a.tobytes()
-        assert not a.size or (np.shares_memory(view, packed) and not np.shares_memory(view, a))
-    packed[...] = 0
+        assert not a.size or (np.shares_memory(view, together) and not np.shares_memory(view, a))
+    together[...] = 0
     assert not any(view.any() for view in views)
 
 

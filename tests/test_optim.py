@@ -64,6 +64,20 @@ def test_a_gradient_of_what_is_no_parameter_is_an_error() -> None:
         AdamW().update(params(), {"eve": np.ones(3)}, lr=0.1)
 
 
+def test_a_step_does_not_look_at_what_has_no_gradient() -> None:
+    """A step of a thousand loaded tasks costs what one of those in the batch does."""
+
+    class Loaded(dict):
+        def __iter__(self) -> None:
+            raise AssertionError("all tasks are looked at")
+
+        items = keys = values = __iter__
+
+    tasks = Loaded({"ann": {"W": np.ones((2, 2)), "b": np.ones(2)}, "bob": {"W": np.ones((2, 2)), "b": np.ones(2)}})
+    AdamW().clipped_update(tasks, {"bob": {"W": np.ones((2, 2)), "b": None}}, lr=0.1, limit=1.0)
+    assert (tasks["bob"]["W"] < 1).all() and (tasks["bob"]["b"] == 1).all() and (tasks["ann"]["W"] == 1).all()
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_clipping_scales_to_the_limit(dtype: type) -> None:
     grads = {"a": np.array([3.0, 0.0], dtype), "b": (np.array([4.0], dtype), None)}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minihra.model import add_into
-from minihra.tree import add, count, escape, from_leaves, global_norm, leaves, map_leaves, unescape
+from minihra.tree import add, count, escape, from_leaves, global_norm, leaves, leaves_beside, map_leaves, unescape
 
 
 class Pair(NamedTuple):
@@ -42,6 +42,16 @@ def test_leaves_have_dotted_names_and_come_back() -> None:
     assert all(leaf is named[name] for name, leaf in leaves(again))
     assert list(dict(leaves(tree["z"], "p"))) == ["p.0", "p.1.0", "p.2.b"]
     assert list(leaves(None)) == []
+
+
+def test_leaves_meet_what_stands_in_their_places() -> None:
+    """By the keys of dicts and the places of tuples; None where there is nothing, or no leaf."""
+    one, two, three = np.ones(1), np.ones(2), np.ones(3)
+    tree = {"a.b": (one, {"x": two}), "c": {"y": three}, "d": None}
+    other = {"e": one, "a.b": (two, {"x": three, "z": one}), "c": one, "d": two}
+    assert [*leaves_beside(tree, other)] == [("a%2Eb.0", one, two), ("a%2Eb.1.x", two, three), ("c.y", three, None)]
+    assert [*leaves_beside({"c": one}, {"c": {"y": three}})] == [("c", one, None)]
+    assert [*leaves_beside((one, two), (three,))] == [("0", one, None), ("1", two, None)]
 
 
 def test_a_missing_leaf_is_named() -> None:

@@ -26,9 +26,9 @@ from minihra.layers.linear import LinearParams
 from minihra.layers.norms import BatchNormParams, BatchStatistics
 from minihra.layers.relative_attention import RelativePositionParams, relative_positions
 from minihra.masks import valid_from_lengths
-from minihra.ops import PAIRS, TWINS, UNPAIRED, Pair, references, twins_in
-from minihra.optim import adamw_update_leaves, clip_leaves
-from minihra.threads import together
+from minihra.ops import PAIRS, TWINS, UNPAIRED, Pair, draw_keep, references, twins_in
+from minihra.optim import adamw_update_leaves, clip_leaves, clipped_adamw_leaves
+from minihra.threads import share, together
 from minihra.tree import Total, Tree, add, leaves, map_leaves
 from tests.imports_of import ROOT
 
@@ -263,7 +263,9 @@ def test_signature_is_that_of_the_reference(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "function", [adamw_update_leaves, clip_leaves, subsample], ids=lambda function: function.__name__
+    "function",
+    [adamw_update_leaves, clip_leaves, clipped_adamw_leaves, subsample, draw_keep],
+    ids=lambda function: function.__name__,
 )
 def test_unpaired_twins_have_the_signature_of_the_reference(function: Callable) -> None:
     twin = getattr(twins_in(UNPAIRED[function.__name__]), function.__name__)
@@ -275,7 +277,13 @@ def test_unpaired_twins_have_the_signature_of_the_reference(function: Callable) 
 
 def test_every_twin_has_a_case() -> None:
     assert {name.partition(",")[0] for name in CASES} == TWINS.keys() <= PAIRS.keys()
-    assert UNPAIRED.keys() == {"adamw_update_leaves", "clip_leaves", "subsample"}
+    assert UNPAIRED.keys() == {
+        "adamw_update_leaves",
+        "clip_leaves",
+        "clipped_adamw_leaves",
+        "subsample",
+        "draw_keep",
+    }
 
 
 def front_end(frequencies: int, I: int, O: int, bias: bool = True) -> SubsamplingParams:
@@ -297,14 +305,14 @@ def leaves_of(dtype: type, k: int) -> list[Array]:
     return [np.array(numbers(*shape, k=k + 10 * n), dtype) for n, shape in enumerate(SHAPES)]
 
 
-def optimised(update: Callable, dtype: type, gs: list[Array]) -> list[Array]:
-    """All that two steps of AdamW move."""
+def optimised(update: Callable, dtype: type, gs: list[Array], limit: float | None = None) -> list[Array]:
+    """All that two steps of AdamW move, and with a limit the norms."""
     ps, ms, vs = leaves_of(dtype, 0), leaves_of(dtype, 2), [np.square(g, out=g) for g in leaves_of(dtype, 3)]
     moments = [(m, v, np.array(2.0 + n)) for n, (m, v) in enumerate(zip(ms, vs, strict=True))]
-    for _ in range(2):
-        how = {"beta1": 0.8, "beta2": 0.99, "eps": 1e-4, "decays": DECAYS}
-        assert update(ps, gs, moments, np.array(0.01), **how) is None
-    return [*ps, *chain(*moments)]
+    limits, how = [] if limit is None else [limit], {"beta1": 0.8, "beta2": 0.99, "eps": 1e-4, "decays": DECAYS}
+    norms = [update(ps, gs, moments, np.array(0.01), *limits, **how) for _ in range(2)]
+    assert (norms == [None, None]) == (limit is None)
+    return [*ps, *chain(*moments), *([] if limit is None else norms)]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: dtype.__name__)
@@ -317,6 +325,82 @@ def test_optimiser(order: str, dtype: type) -> None:
     assert_same(tuple(found), tuple(wanted), dtype)
     assert [float(step) for *_, step in zip(*[iter(found[len(SHAPES) :])] * 3, strict=True)] == [4, 5, 6, 7, 8]
     assert all((p != before).all() for p, before in zip(found, leaves_of(dtype, 0), strict=False) if p.size)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("share", [0.01, 0.999, 1.001, 100])
+def test_optimiser_with_clipping(share: float, order: str, dtype: type) -> None:
+    """To a share of the norm; what is clipped is no other array than the reference's."""
+    gs = [np.asarray(g, order=order) for g in leaves_of(dtype, 1)]
+    limit, before = share * float(np.sqrt(sum(np.square(g.astype(float)).sum() for g in gs))), [g.copy() for g in gs]
+    twin, reference = twins_in("adamw").clipped_adamw_leaves, reference_of(clipped_adamw_leaves)
+    with references():
+        wanted = optimised(reference, dtype, gs, limit)
+    found = optimised(twin, dtype, gs, limit)
+    assert_same(tuple(found), tuple(wanted), dtype)
+    assert found[-1].dtype == dtype
+    assert all(map(np.array_equal, gs, before))
+
+
+def test_clipping_to_nothing_moves_nothing() -> None:
+    """A gradient that is infinite leaves nothing of the finite ones, and one that is NaN spoils all."""
+    how = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "decays": [0.0, 0.0]}
+    for broken, others in ((np.inf, 1.0), (np.nan, np.nan)):
+        ps, gs = ([np.full(n, value, np.float32) for n, value in ((1, one), (3, 1.0))] for one in (1.0, broken))
+        moments = [(np.zeros_like(p), np.zeros_like(p), np.array(0.0)) for p in ps]
+        norm = twins_in("adamw").clipped_adamw_leaves(ps, gs, moments, np.array(0.1), 1.0, **how)
+        np.testing.assert_equal([norm, *ps[0], *ps[1]], np.float32([broken, np.nan, others, others, others]))
+
+
+@pytest.mark.parametrize("number", [2, 3, 11])
+def test_threads_share_the_leaves(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when there are more of them than leaves; the bits are those of one thread, for every leaf once."""
+    adamw, gs = twins_in("adamw"), leaves_of(np.float32, 1)
+
+    def results() -> list[Array]:
+        clipped, norm = adamw.clip_leaves(gs, 0.5)
+        moved = optimised(adamw.adamw_update_leaves, np.float32, gs)
+        return [*clipped, norm, *moved, *optimised(adamw.clipped_adamw_leaves, np.float32, gs, 0.5)]
+
+    wanted, shared = results(), []
+    for name, value in (("LARGE", 1), ("threads", lambda: number), ("alone", lambda: False)):
+        monkeypatch.setattr(adamw, name, value)
+    monkeypatch.setattr(adamw, "share", lambda tasks: (shared.append(len(tasks)), share(tasks)))
+    for a, b in zip(results(), wanted, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert set(shared) == {number}
+
+
+@pytest.mark.parametrize("number", [2, 3, 7])
+def test_threads_share_the_numbers_of_a_mask(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is that of NumPy, and so is what the generator draws after it."""
+    drawing, like = twins_in("drawing"), np.zeros(1, np.float32)
+    monkeypatch.setattr(drawing, "threads", lambda: number)
+    monkeypatch.setattr(drawing, "LEAST", 1)
+    for seed, shape in enumerate([(1,), (2,), (3,), (13,), (14, 3), (2, 3, 50), (40, 101), (3, 5, 7, 11)]):
+        ours, numpys = (np.random.default_rng([seed, 7]) for _ in range(2))
+        for rate in (0.1, 0.5):
+            begun, half = ours.bit_generator.state, numpys.bit_generator.state["has_uint32"]
+            found, wanted = drawing.draw_keep(like, ours, shape, rate=rate), numpys.random(shape, np.float32) >= rate
+            if half:  # of a word that the mask before began
+                assert found is NotImplemented and ours.bit_generator.state == begun
+                found = reference_of(draw_keep)(like, ours, shape, rate=rate)
+            assert found.dtype == bool
+            np.testing.assert_array_equal(found, wanted)
+            assert ours.bit_generator.state == numpys.bit_generator.state
+
+
+def test_masks_that_are_numpys_to_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few numbers, those of a thread that is alone, and those of another generator."""
+    drawing, like = twins_in("drawing"), np.zeros(1, np.float32)
+    monkeypatch.setattr(drawing, "threads", lambda: 2)
+    assert drawing.draw_keep(like, np.random.default_rng(0), (300, 301), rate=0.1) is not NotImplemented
+    assert drawing.draw_keep(like, np.random.default_rng(0), (30, 301), rate=0.1) is NotImplemented
+    other = np.random.Generator(np.random.MT19937(0))
+    assert drawing.draw_keep(like, other, (300, 301), rate=0.1) is NotImplemented
+    monkeypatch.setattr(drawing, "alone", lambda: True)
+    assert drawing.draw_keep(like, np.random.default_rng(0), (300, 301), rate=0.1) is NotImplemented
 
 
 def test_an_optimiser_that_a_loop_would_misread_is_the_references() -> None:

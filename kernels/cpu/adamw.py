@@ -1,31 +1,57 @@
-"""Twins of what goes over all leaves of a tree, AdamW and clipping: a call for all of them."""
+"""Twins of what goes over all leaves of a tree, AdamW and clipping: a call for all of them, or for each thread's."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from minihra.arrays import Array
 from minihra.kernels.cpu.addresses import array_at, table_of
 from minihra.kernels.cpu.compiled import compiled, compiled_inside
+from minihra.threads import alone, share, threads
+
+LARGE = 2**18
+"""Elements that are worth several threads: 0.2 ms of AdamW."""
+
+
+def in_portions(sizes: Array, loop: Callable[[slice], None]) -> None:
+    """Call a loop with the leaves of each portion: if they are LARGE one a thread, of about as many elements each."""
+    ends = np.cumsum(sizes)
+    portions = 1 if ends[-1] < LARGE or alone() else threads()
+    cuts = [0, *np.searchsorted(ends, ends[-1] * np.arange(1, portions) // portions), len(sizes)]
+    share([partial(loop, slice(*bound)) for bound in pairwise(cuts)])
 
 
 @compiled_inside
 def _adamw(
-    p: Array, g: Array, m: Array, v: Array, step: float, lr: float, beta1: float, beta2: float, eps: float, decay: float
+    p: Array,
+    g: Array,
+    scale: float,
+    m: Array,
+    v: Array,
+    step: float,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decay: float,
 ) -> None:
     number = p.dtype.type
     old1, new1, old2, new2, least = number(beta1), number(1 - beta1), number(beta2), number(1 - beta2), number(eps)
     first, second, shrink = number(lr / (1 - beta1**step)), number(1 / (1 - beta2**step)), number(1 - lr * decay)
     for i in range(p.size):
-        m[i] = old1 * m[i] + new1 * g[i]
-        v[i] = old2 * v[i] + new2 * (g[i] * g[i])
+        its = g[i] * scale
+        m[i] = old1 * m[i] + new1 * its
+        v[i] = old2 * v[i] + new2 * (its * its)
         p[i] = shrink * p[i] - first * m[i] / (math.sqrt(v[i] * second) + least)
 
 
 @compiled
 def _adamw_leaves(
-    number: float,
+    scale: float,
     sizes: Array,
     decays: Array,
     ps: Array,
@@ -39,9 +65,44 @@ def _adamw_leaves(
     eps: float,
 ) -> None:
     for n in range(len(sizes)):
-        p, g = array_at(number, ps[n], sizes[n]), array_at(number, gs[n], sizes[n])
-        m, v = array_at(number, ms[n], sizes[n]), array_at(number, vs[n], sizes[n])
-        _adamw(p, g, m, v, steps[n], lr, beta1, beta2, eps, decays[n])
+        p, g = array_at(scale, ps[n], sizes[n]), array_at(scale, gs[n], sizes[n])
+        m, v = array_at(scale, ms[n], sizes[n]), array_at(scale, vs[n], sizes[n])
+        _adamw(p, g, scale, m, v, steps[n], lr, beta1, beta2, eps, decays[n])
+
+
+def in_order(gs: Sequence[Array]) -> list[Array]:
+    """Return gradients that lie row by row, those of a Fortran order as copies."""
+    return [np.asarray(g, order="C") for g in gs]
+
+
+def tables_of(ps: Sequence[Array], gs: Sequence[Array], moments: Sequence[tuple[Array, Array, Array]]) -> Any:
+    """Return the addresses of all p, g, m and v, or None where a copy would move in the place of what is no array of
+    rows.
+    """
+    dtype, shapes, (ms, vs, steps) = ps[0].dtype, [p.shape for p in ps], zip(*moments, strict=True)
+    tables = [table_of(leaves, shapes, dtype) for leaves in (ps, gs, ms, vs)]
+    counted = all(step.shape == () and step.dtype == np.float64 for step in steps)
+    whole = counted and all(table is not None for table in tables)
+    return tables if whole and all(a.flags.writeable for a in (*ps, *ms, *vs, *steps)) else None
+
+
+def move(
+    tables: list[Array],
+    sizes: Array,
+    scale: float,
+    moments: Sequence[tuple[Array, Array, Array]],
+    lr: Array,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decays: Sequence[float],
+) -> None:
+    """Count a step of each leaf, and move it by its gradient times `scale`."""
+    steps = [step for *_, step in moments]
+    for step in steps:
+        np.add(step, 1, out=step)
+    of_leaves, rates = (sizes, np.array(decays), *tables, np.array(steps, float)), (float(lr), beta1, beta2, eps)
+    in_portions(sizes, lambda some: _adamw_leaves(scale, *(array[some] for array in of_leaves), *rates))
 
 
 def adamw_update_leaves(
@@ -56,30 +117,45 @@ def adamw_update_leaves(
     decays: Sequence[float],
 ) -> None:
     """Count a step of each leaf p (...), and move it, by its gradient g (...), and its moments m, v (...) in place."""
-    dtype, shapes, (ms, vs, steps) = ps[0].dtype, [p.shape for p in ps], zip(*moments, strict=True)
-    gs = [np.asarray(g, order="C") for g in gs]
-    tables = [table_of(leaves, shapes, dtype) for leaves in (ps, gs, ms, vs)]
-    counted = all(step.shape == () and step.dtype == np.float64 for step in steps)
-    whole = counted and all(table is not None for table in tables)
-    if not whole or not all(a.flags.writeable for a in (*ps, *ms, *vs, *steps)):
-        return NotImplemented  # a copy would move in the place of what is no array of rows
-    for step in steps:
-        np.add(step, 1, out=step)
-    sizes, counts = np.array([p.size for p in ps]), np.array(steps, float)
-    _adamw_leaves(dtype.type(0), sizes, np.array(decays), *tables, counts, float(lr), beta1, beta2, eps)
+    its = in_order(gs)  # which the tables do not keep
+    if (tables := tables_of(ps, its, moments)) is None:
+        return NotImplemented
+    sizes = np.array([p.size for p in ps])
+    move(tables, sizes, ps[0].dtype.type(1), moments, lr, beta1, beta2, eps, decays)
     return None
 
 
+def clipped_adamw_leaves(
+    ps: Sequence[Array],
+    gs: Sequence[Array],
+    moments: Sequence[tuple[Array, Array, Array]],
+    lr: Array,
+    limit: float,
+    *,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decays: Sequence[float],
+) -> Array:
+    """Do the same with gradients whose norm over all is at most `limit`, and return their norm before."""
+    its = in_order(gs)
+    if (tables := tables_of(ps, its, moments)) is None:
+        return NotImplemented
+    sizes, number = np.array([p.size for p in ps]), ps[0].dtype.type
+    norm = norm_of(sizes, tables[1], number)
+    scale = number(1) if norm <= limit else number(limit / norm)
+    move(tables, sizes, scale, moments, lr, beta1, beta2, eps, decays)
+    return norm
+
+
 @compiled
-def _squares(number: float, sizes: Array, gs: Array) -> float:
-    """Return the sum of the squares of all elements, in float64 from leaf to leaf."""
-    total = 0.0
+def _squares(number: float, sizes: Array, gs: Array, sums: Array) -> None:
+    """Let the sums be those of the squares of each leaf's elements."""
     for n in range(len(sizes)):
         g, its = array_at(number, gs[n], sizes[n]), number
         for i in range(g.size):
             its += g[i] * g[i]
-        total += its
-    return total
+        sums[n] = its
 
 
 @compiled
@@ -90,17 +166,24 @@ def _scale_leaves(scale: float, sizes: Array, gs: Array, scaled: Array) -> None:
             y[i] = g[i] * scale
 
 
+def norm_of(sizes: Array, table: Array, number: type) -> Array:
+    """Return the norm over all gradients of a table, whose squares are summed in float64 from leaf to leaf."""
+    sums = np.empty(len(sizes), number)
+    in_portions(sizes, lambda some: _squares(number(0), sizes[some], table[some], sums[some]))
+    return number(math.sqrt(sums.sum(dtype=float)))
+
+
 def clip_leaves(gs: Sequence[Array], limit: float) -> tuple[Sequence[Array], Array]:
     """Return gs scaled so that their norm over all is at most `limit`, or themselves if it is, and the norm before."""
-    dtype, shapes = gs[0].dtype, [g.shape for g in gs]
-    its = [np.asarray(g, order="C") for g in gs]
+    dtype, shapes, its = gs[0].dtype, [g.shape for g in gs], in_order(gs)
     table = table_of(its, shapes, dtype)
     if table is None:
         return NotImplemented
     sizes, number = np.array([g.size for g in gs]), dtype.type
-    norm = number(math.sqrt(_squares(number(0), sizes, table)))
+    norm = norm_of(sizes, table, number)
     if norm <= limit:
         return gs, norm
-    scaled = [np.empty(shape, dtype) for shape in shapes]
-    _scale_leaves(number(limit / norm), sizes, table, table_of(scaled, shapes, dtype))
+    scaled, scale = [np.empty(shape, dtype) for shape in shapes], number(limit / norm)
+    to = table_of(scaled, shapes, dtype)
+    in_portions(sizes, lambda some: _scale_leaves(scale, sizes[some], table[some], to[some]))
     return scaled, norm

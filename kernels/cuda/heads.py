@@ -6,12 +6,13 @@ left to the reference.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minihra.arrays import Array, array_module, as_strided, uploaded
+from minihra.arrays import Array, array_module, as_strided, packed, unpacked
 from minihra.kernels.cuda.launch import Source, addresses, contiguous, per_block, per_element
 from minihra.layers.activations import ReluCache
 from minihra.layers.heads import FFNHeadCache, FFNHeadParams, GroupedHeadsCache, HeadParams, Segments
@@ -40,15 +41,42 @@ class Maps(NamedTuple):
     bs: Array  # (S,)  0 for a map without bias
 
 
-class Tables(NamedTuple):
-    """What the kernels are told of a batch; heads.cu has the columns. The sizes follow from B, T and S alone."""
+@dataclass(eq=False)
+class Tables:
+    """What the kernels are told of a batch; heads.cu has the columns. The sizes follow from B, T and S alone.
 
-    levels: list[Maps]  # the maps that heads consist of, from below
+    Views of what went to the GPU are made when a kernel is started with them: a recorded graph needs none.
+    """
+
+    maps: list[Maps]  # those that heads consist of, from below, with their addresses on the host
     rows: int  # B
-    tiles: Array  # (M, 3)
-    slices: Array  # (S + E, 3)
-    splits: Array  # (Z, 3)
-    packed: Array  # bytes, of which these and the addresses of the maps are views
+    on_host: list[np.ndarray]  # tiles, slices, splits; the addresses of the maps
+    packed: Array  # their bytes
+
+    @cached_property
+    def _there(self) -> list[Array]:
+        return unpacked(self.packed, self.on_host)
+
+    @property
+    def tiles(self) -> Array:
+        """Of the frames (M, 3)."""
+        return self._there[0]
+
+    @property
+    def slices(self) -> Array:
+        """For gradients (S + E, 3)."""
+        return self._there[1]
+
+    @property
+    def splits(self) -> Array:
+        """Whose slices are to be added (Z, 3)."""
+        return self._there[2]
+
+    @cached_property
+    def levels(self) -> list[Maps]:
+        """The maps with their addresses on the GPU."""
+        pairs = zip(self.maps, self._there[3::2], self._there[4::2], strict=True)
+        return [maps._replace(Ws=Ws, bs=bs) for maps, Ws, bs in pairs]
 
     def fit(self, x: Array, W: Array, axis: int) -> bool:
         """Whether x (B, T, ...) is the batch, and what a matrix W takes (axis 0) or gives (1)."""
@@ -122,9 +150,7 @@ def tables_of(batch: Batch) -> Tables | None:
     cut, last = extra > 0, np.cumsum(extra)
     splits = padded([np.arange(S)[cut], (last - extra)[cut], last[cut]], min(S, E))
     on_host = [tiles, slices, splits, *(table for maps in levels for table in (maps.Ws, maps.bs))]
-    packed, views = uploaded(on_host, array_module(levels[0].params[0].W))
-    levels = [maps._replace(Ws=Ws, bs=bs) for maps, Ws, bs in zip(levels, views[3::2], views[4::2], strict=True)]
-    return Tables(levels, B, *views[:3], packed)
+    return Tables(levels, B, on_host, packed(on_host, array_module(levels[0].params[0].W)))
 
 
 def packed_tables(heads: dict[str, HeadParams], segments: Segments, T: int) -> Array | None:

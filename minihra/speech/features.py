@@ -119,7 +119,13 @@ class LogMel:
 def pad(features: Sequence[Array]) -> tuple[Array, Array]:
     """Return a batch (B, T, F) of features (T_b, F), padded with 0 to the longest, and the lengths (B,)."""
     lengths = np.array([len(one) for one in features])
-    batch = np.zeros((len(features), lengths.max(), features[0].shape[1]), features[0].dtype)
+    batch = np.empty((len(features), lengths.max(), features[0].shape[1]), features[0].dtype)
+    pad_into(batch, features)
+    return batch, lengths
+
+
+def pad_into(batch: Array, features: Sequence[Array]) -> None:
+    """Let the rows of a batch (B, T, F) be features (T_b, F), padded with 0."""
     for row, one in zip(batch, features, strict=True):
         row[: len(one)] = one
-    return batch, lengths
+        row[len(one) :] = 0
