@@ -84,13 +84,19 @@ def test_each_phase_has_a_schedule_of_its_own() -> None:
 
 def test_the_moments_of_the_sums_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each head's first step of its own is that of a new optimiser: none had a moment when it came."""
-    seen, update = [], AdamW.update
+    seen: list[int] = []
 
-    def spied(self: AdamW, *given: object) -> None:
-        seen.append(len(self.moments))
-        update(self, *given)
+    def spy(step: str) -> None:
+        taken = getattr(AdamW, step)
 
-    monkeypatch.setattr(AdamW, "update", spied)
+        def spied(self: AdamW, *given: object) -> object:
+            seen.append(len(self.moments))
+            return taken(self, *given)
+
+        monkeypatch.setattr(AdamW, step, spied)
+
+    spy("update")  # of steps together
+    spy("clipped_update")
     adapted(tmp_path, SPEAKERS, utterances(), together=0.5)
     assert len(seen) == 6 and seen[0] == seen[3] == 0 and min(seen[1], seen[2], seen[4], seen[5]) > 0
 
