@@ -42,8 +42,8 @@ def check_twins(xp: ModuleType = np) -> dict[str, float]:
         if twins_in(UNPAIRED[name]) is not None:
             with references():
                 wanted = run()
-            found, _ = share([run, run])  # on threads of their own, where all twins are taken
-            errors[name] = largest_error(found, wanted)
+            found = [*share([run, run]), run()]  # some twins are for a thread of its own, others for several
+            errors[name] = max(largest_error(one, wanted) for one in found)
     for name, error in errors.items():
         if not error <= ALLOWED:
             raise ValueError(f"{name}: the twin is off by {error:.1e}, allowed are {ALLOWED:g}")

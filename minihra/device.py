@@ -93,7 +93,7 @@ class Staging(threading.local):
     copied: Any = None  # event: the last copy out of it is done
 
     def filled(self, xp: ModuleType, shape: tuple[int, ...], dtype: np.dtype, fill: Callable[[Array], None]) -> Array:
-        """Return an array in `xp`, CuPy, which `fill` writes on the host."""
+        """Return an array in `xp`, which is CuPy, of which `fill` writes every element on the host."""
         size = max(1, prod(shape)) * np.dtype(dtype).itemsize
         if self.copied is None:
             self.copied = xp.cuda.Event()
@@ -111,7 +111,7 @@ _staging = Staging()
 
 
 def filled(xp: ModuleType, shape: tuple[int, ...], dtype: np.dtype, fill: Callable[[Array], None]) -> Array:
-    """Return an array in `xp` which `fill` writes on the host, from its first element to its last."""
+    """Return an array in `xp` of which `fill` writes every element, on the host."""
     if hasattr(xp, "cuda"):
         return _staging.filled(xp, shape, dtype, fill)
     array = np.empty(shape, dtype)

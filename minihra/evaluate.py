@@ -12,7 +12,7 @@ from minihra.adapters.controller import BASE
 from minihra.adapters.hra import HRA
 from minihra.arrays import Array
 from minihra.data.corpus import Utterance
-from minihra.device import filled, to_host
+from minihra.device import to_host
 from minihra.graphs import InferenceGraphs
 from minihra.model import infer
 from minihra.parts import parts_of
@@ -21,7 +21,7 @@ from minihra.speech.beam import beam_decode
 from minihra.speech.chunks import Chunk, chunks_of, stitch
 from minihra.speech.decoding import greedy_decode
 from minihra.speech.error_rate import ErrorCount, character_errors, sum_errors, unit_errors
-from minihra.speech.features import pad_into
+from minihra.speech.features import pad
 from minihra.speech.tokenizers import Tokenizer
 from minihra.threads import share
 
@@ -72,10 +72,7 @@ def infer_parts(
 
     def infer_part(rows: Array) -> list[Array]:
         its_tasks = [tasks[row] for row in rows]
-        its = [features[row] for row in rows]
-        lengths = np.array([len(one) for one in its])
-        shape = len(its), lengths.max(), its[0].shape[1]
-        inputs = filled(xp, shape, its[0].dtype, partial(pad_into, features=its))
+        inputs, lengths = pad([features[row] for row in rows], xp)
         outputs = None if graphs is None else graphs.outputs(inputs, lengths, its_tasks)
         if outputs is None:
             outputs = infer(recogniser.model, inputs, lengths, None if hra is None else hra.edit(its_tasks))

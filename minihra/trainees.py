@@ -14,7 +14,6 @@ from minihra.adapters.files import controller_hash
 from minihra.arrays import Array, array_module
 from minihra.blocks.parameters import Statistics
 from minihra.data.corpus import Utterance
-from minihra.device import filled
 from minihra.evaluate import transcribe
 from minihra.graphs import AdaptationGraphs, InferenceGraphs, PretrainingGraphs
 from minihra.model import Loss, backward, ctc_loss, forward, pack_labels
@@ -22,7 +21,7 @@ from minihra.optim import AdamW, clip_by_global_norm
 from minihra.parts import parts_of
 from minihra.recogniser import Adapter, Recogniser, load_hra, load_own, save_backbone, save_hra
 from minihra.speech.augment import SpecAugment
-from minihra.speech.features import pad, pad_into
+from minihra.speech.features import pad
 from minihra.threads import share, together
 from minihra.tree import Total, Tree, add, leaves, map_leaves, whole
 
@@ -38,8 +37,7 @@ class Batch(NamedTuple):
     def part(self, rows: Array, xp: ModuleType) -> "Batch":
         """Return some rows of it, padded to the longest of them, with the features in `xp`."""
         lengths = self.lengths[rows]
-        its = [self.features[row, : max(1, lengths.max())] for row in rows]
-        features = filled(xp, (len(its), *its[0].shape), its[0].dtype, partial(pad_into, features=its))
+        features, _ = pad([self.features[row, : max(1, lengths.max())] for row in rows], xp)
         return Batch(features, lengths, [self.labels[row] for row in rows], [self.tasks[row] for row in rows])
 
 

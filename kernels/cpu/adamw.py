@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
@@ -75,7 +74,9 @@ def in_order(gs: Sequence[Array]) -> list[Array]:
     return [np.asarray(g, order="C") for g in gs]
 
 
-def tables_of(ps: Sequence[Array], gs: Sequence[Array], moments: Sequence[tuple[Array, Array, Array]]) -> Any:
+def tables_of(
+    ps: Sequence[Array], gs: Sequence[Array], moments: Sequence[tuple[Array, Array, Array]]
+) -> list[Array] | None:
     """Return the addresses of all p, g, m and v, or None where a copy would move in the place of what is no array of
     rows.
     """
@@ -117,7 +118,7 @@ def adamw_update_leaves(
     decays: Sequence[float],
 ) -> None:
     """Count a step of each leaf p (...), and move it, by its gradient g (...), and its moments m, v (...) in place."""
-    its = in_order(gs)  # which the tables do not keep
+    its = in_order(gs)  # kept until all is done: tables are of addresses
     if (tables := tables_of(ps, its, moments)) is None:
         return NotImplemented
     sizes = np.array([p.size for p in ps])
@@ -137,7 +138,7 @@ def clipped_adamw_leaves(
     eps: float,
     decays: Sequence[float],
 ) -> Array:
-    """Do the same with gradients whose norm over all is at most `limit`, and return their norm before."""
+    """Do so with gradients scaled so that their norm over all is at most `limit`, and return their norm before."""
     its = in_order(gs)
     if (tables := tables_of(ps, its, moments)) is None:
         return NotImplemented

@@ -4,11 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
 
 from minihra.arrays import Array
+from minihra.device import filled
 from minihra.layers.log_mel import SCALES, hann_window, mel_filters
 from minihra.ops import log_mel_forward
 
@@ -116,16 +118,14 @@ class LogMel:
         return (features - features.mean()) / (features.std() + 1e-3)
 
 
-def pad(features: Sequence[Array]) -> tuple[Array, Array]:
-    """Return a batch (B, T, F) of features (T_b, F), padded with 0 to the longest, and the lengths (B,)."""
+def pad(features: Sequence[Array], xp: ModuleType = np) -> tuple[Array, Array]:
+    """Return a batch (B, T, F) in `xp` of features (T_b, F), padded with 0 to the longest, and the lengths (B,)."""
     lengths = np.array([len(one) for one in features])
-    batch = np.empty((len(features), lengths.max(), features[0].shape[1]), features[0].dtype)
-    pad_into(batch, features)
-    return batch, lengths
 
+    def fill(batch: Array) -> None:
+        for row, one in zip(batch, features, strict=True):
+            row[: len(one)] = one
+            row[len(one) :] = 0
 
-def pad_into(batch: Array, features: Sequence[Array]) -> None:
-    """Let the rows of a batch (B, T, F) be features (T_b, F), padded with 0."""
-    for row, one in zip(batch, features, strict=True):
-        row[: len(one)] = one
-        row[len(one) :] = 0
+    shape = len(features), int(lengths.max()), features[0].shape[1]
+    return filled(xp, shape, features[0].dtype, fill), lengths
