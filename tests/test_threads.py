@@ -185,6 +185,21 @@ def test_mistakes_are_told_with_their_row_of_the_batch() -> None:
             one.gradients(batch._replace(labels=labels), np.random.default_rng(0))
 
 
+@pytest.mark.parametrize("row", range(6))
+def test_mistakes_are_told_with_any_row_of_the_batch(row: int) -> None:
+    """Which stands elsewhere in its part, of one or several."""
+    trainee, batch = adaptation()
+    tasks, labels = [*batch.tasks], [*batch.labels]
+    tasks[row], labels[row] = "nobody", [99]
+    for number in (1, 3):
+        set_threads(number)
+        with pytest.raises(ValueError, match=f"row {row}: unknown task 'nobody'"):
+            trainee.gradients(batch._replace(tasks=tasks), np.random.default_rng(0))
+        for one in (trainee, pretraining()[0]):
+            with pytest.raises(ValueError, match=f"row {row}: label 99"):
+                one.gradients(batch._replace(labels=labels), np.random.default_rng(0))
+
+
 def test_parts() -> None:
     rng = np.random.default_rng(3)
     for n in range(200):
