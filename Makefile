@@ -1,4 +1,5 @@
 # make test            creates .venv, installs minihra with the test extra, runs the tests
+#                     (without glibc's cache of small blocks, which keeps from them what tests/conftest.py fills memory with)
 # make test EXTRAS=test,parity   the same, beside PyTorch, transformers, hama and jiwer (what CI runs)
 # make demo            installs minihra with matplotlib, and runs the whole job on built-in voices; writes demo/
 # make gpu-check       on a machine with a GPU: its tests, compute-sanitizer, the bench beside PyTorch; writes gpu_check/
@@ -10,7 +11,7 @@ BIN := .venv/bin
 
 .PHONY: test lint demo gpu-check
 test: .venv/.installed-$(EXTRAS)
-	$(BIN)/python -m pytest -n 2
+	GLIBC_TUNABLES=glibc.malloc.tcache_count=0 $(BIN)/python -m pytest -n 2
 
 lint: .venv/.installed-$(EXTRAS)
 	$(BIN)/ruff check .

@@ -55,7 +55,8 @@ def unpaired_runs() -> dict[str, Callable[[], Sequence[np.ndarray]]]:
     rng = np.random.default_rng(0)
     front_end = initial_conformer(ConformerConfig(labels=2, width=16, layers=1, mels=21), seed=0).p.front_end
     features, valid = rng.standard_normal((2, 30, 21), np.float32), np.arange(30) < [[30], [17]]
-    params, gradients = ({"a": rng.random((30, 21), np.float32), "b": rng.random(5, np.float32)} for _ in range(2))
+    shapes = {"a": (600, 450), "b": (5,), "c": (450, 610)}  # large enough for several threads
+    params, gradients = ({name: rng.random(s, np.float32) for name, s in shapes.items()} for _ in range(2))
 
     def moved(limit: float | None = None) -> Sequence[np.ndarray]:
         its, optimiser = map_leaves(np.array, params), AdamW(decay=0.1)

@@ -84,26 +84,29 @@ def moved(tree: Tree, xp: ModuleType) -> Tree:
     return map_leaves(lambda leaf: leaf if array_module(leaf) is xp else xp.asarray(leaf), tree)
 
 
-class Staging(threading.local):
-    """Page-locked memory of a thread, out of which a GPU copies while the host goes on: what lies elsewhere CuPy copies
-    into such memory first.
+class Staging:
+    """Page-locked memory of the process, out of which a GPU copies while the host goes on: what lies elsewhere CuPy
+    copies into such memory first.
     """
 
-    memory: Array | None = None
-    copied: Any = None  # event: the last copy out of it is done
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.memory: Array | None = None
+        self.copied: Any = None  # event: the last copy out of it is done
 
     def filled(self, xp: ModuleType, shape: tuple[int, ...], dtype: np.dtype, fill: Callable[[Array], None]) -> Array:
         """Return an array in `xp`, which is CuPy, of which `fill` writes every element on the host."""
         size = max(1, prod(shape)) * np.dtype(dtype).itemsize
-        if self.copied is None:
-            self.copied = xp.cuda.Event()
-        self.copied.synchronize()
-        if self.memory is None or self.memory.nbytes < size:
-            self.memory = import_module(f"{xp.__name__}x").empty_pinned((size,), np.uint8)
-        staged, there = self.memory[:size].view(dtype)[: prod(shape)].reshape(shape), xp.empty(shape, dtype)
-        fill(staged)
-        there.set(staged)
-        self.copied.record()
+        with self.lock:
+            if self.copied is None:
+                self.copied = xp.cuda.Event()
+            self.copied.synchronize()
+            if self.memory is None or self.memory.nbytes < size:
+                self.memory = import_module(f"{xp.__name__}x").empty_pinned((size,), np.uint8)
+            staged, there = self.memory[:size].view(dtype)[: prod(shape)].reshape(shape), xp.empty(shape, dtype)
+            fill(staged)
+            there.set(staged)
+            self.copied.record()
         return there
 
 

@@ -81,8 +81,8 @@ def leaves_beside(tree: Tree, other: Tree, prefix: str = "") -> Iterator[tuple[s
         its = other if isinstance(other, dict) else {}
         places = [(escape(key), child, its.get(key)) for key, child in tree.items()]
     elif isinstance(tree, tuple):
-        its = other if isinstance(other, tuple) and len(other) == len(tree) else [None] * len(tree)
-        places = [(name, child, place) for (name, child), place in zip(children(tree), its, strict=True)]
+        its = dict(children(other)) if isinstance(other, tuple) else {}
+        places = [(name, child, its.get(name)) for name, child in children(tree)]
     else:
         if tree is not None:
             yield prefix, tree, None if isinstance(other, (dict, tuple)) else other

@@ -16,6 +16,8 @@ LARGE, TINY = 0x55, 0xAA  # of such bytes float32 is 1.5e13 and -3.0e-13
 def pytest_configure() -> None:
     """Fill memory that is freed with large numbers, and new memory with tiny ones; in every second process, where tests
     are shared by several, the other way round. Whoever reads what is not theirs, or not written yet, computes nonsense.
+
+    Blocks of up to 1 kB only if glibc keeps no cache of them, as `make test` tells it before a process starts.
     """
     if sys.platform.startswith("linux"):
         worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")

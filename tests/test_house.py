@@ -314,12 +314,19 @@ def let_go_too_soon(source: str) -> list[str]:
                     made[target] = node.lineno
         loops = [node for node in ast.walk(function) if isinstance(node, ast.For)]
         for node in ast.walk(function):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "matrix":
-                name = next((n.id for n in ast.walk(node.args[0]) if isinstance(n, ast.Name) and n.id in made), None)
+            if (array := read_by_address(node)) is not None:
+                name = next((n.id for n in ast.walk(array) if isinstance(n, ast.Name) and n.id in made), None)
                 around = [loop for loop in loops if any(inside is node for inside in ast.walk(loop))]
                 if name and not any(loop.lineno > made[name] for loop in around):
                     found.append(f"{function.name}: {name}")
     return found
+
+
+def read_by_address(node: ast.AST) -> ast.expr | None:
+    """The array whose address a piece of code takes, as `matrix` does."""
+    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "matrix":
+        return node.args[0]
+    return node.value if isinstance(node, ast.Attribute) and node.attr == "ctypes" else None
 
 
 def assigned(node: ast.AST) -> list[tuple[str, ast.expr]]:
@@ -327,9 +334,9 @@ def assigned(node: ast.AST) -> list[tuple[str, ast.expr]]:
     if not isinstance(node, ast.Assign):
         return []
     target, value = node.targets[0], node.value
-    targets, values = [target], [value]
-    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
-        targets, values = target.elts, value.elts
+    targets = target.elts if isinstance(target, ast.Tuple) else [target]
+    both = isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
+    values = value.elts if both else [value] * len(targets)
     return [(name.id, of) for name, of in zip(targets, values, strict=True) if isinstance(name, ast.Name)]
 
 
@@ -353,6 +360,8 @@ def test_compiled_code_keeps_the_arrays_whose_addresses_it_reads(module: str) ->
     [
         "def f(n):\n    a, m = np.zeros(n), n\n    its = matrix(a)\n    for i in range(n):\n        use(its)",
         "def f(n):\n    a = np.zeros((2, n))\n    b = a[0]\n    use(matrix(b))",
+        "def f(n):\n    a, b = np.zeros((2, n))\n    its = matrix(b)\n    for i in range(n):\n        use(its)",
+        "def f(n):\n    a = np.zeros(n)\n    its = np.intp(a.ctypes.data)\n    for i in range(n):\n        use(its)",
         "def f(n):\n    for i in range(n):\n        a = np.empty(n)\n        use(after(matrix(a.reshape(-1)), i))",
     ],
 )

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from minihra.layers.linear import LinearParams
 from minihra.model import add_into
 from minihra.tree import add, count, escape, from_leaves, global_norm, leaves, leaves_beside, map_leaves, unescape
 
@@ -51,7 +52,8 @@ def test_leaves_meet_what_stands_in_their_places() -> None:
     other = {"e": one, "a.b": (two, {"x": three, "z": one}), "c": one, "d": two}
     assert [*leaves_beside(tree, other)] == [("a%2Eb.0", one, two), ("a%2Eb.1.x", two, three), ("c.y", three, None)]
     assert [*leaves_beside({"c": one}, {"c": {"y": three}})] == [("c", one, None)]
-    assert [*leaves_beside((one, two), (three,))] == [("0", one, None), ("1", two, None)]
+    assert [*leaves_beside((one, two), (three,))] == [("0", one, three), ("1", two, None)]
+    assert [*leaves_beside(LinearParams(one, two), (two, three))] == [("W", one, None), ("b", two, None)]
 
 
 def test_a_missing_leaf_is_named() -> None:

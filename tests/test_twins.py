@@ -343,14 +343,22 @@ def test_optimiser_with_clipping(share: float, order: str, dtype: type) -> None:
     assert all(map(np.array_equal, gs, before))
 
 
-def test_clipping_to_nothing_moves_nothing() -> None:
-    """A gradient that is infinite leaves nothing of the finite ones, and one that is NaN spoils all."""
+def test_an_optimiser_clips_what_is_not_finite() -> None:
+    """Infinity leaves nothing of the finite gradients, NaN nothing of anything; as the reference has it, also where it
+    is the norm alone that is infinite.
+    """
     how = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "decays": [0.0, 0.0]}
-    for broken, others in ((np.inf, 1.0), (np.nan, np.nan)):
-        ps, gs = ([np.full(n, value, np.float32) for n, value in ((1, one), (3, 1.0))] for one in (1.0, broken))
-        moments = [(np.zeros_like(p), np.zeros_like(p), np.array(0.0)) for p in ps]
-        norm = twins_in("adamw").clipped_adamw_leaves(ps, gs, moments, np.array(0.1), 1.0, **how)
-        np.testing.assert_equal([norm, *ps[0], *ps[1]], np.float32([broken, np.nan, others, others, others]))
+    for broken, wanted in ((np.inf, [np.nan, 1.0]), (np.nan, [np.nan, np.nan]), (1e20, [1.0, 1.0])):
+        results = []
+        for update in (twins_in("adamw").clipped_adamw_leaves, reference_of(clipped_adamw_leaves)):
+            ps, gs = ([np.full(n, value, np.float32) for n, value in ((1, one), (3, 1.0))] for one in (1.0, broken))
+            moments = [(np.zeros_like(p), np.zeros_like(p), np.array(0.0)) for p in ps]
+            with references(), np.errstate(all="ignore"):
+                norm = update(ps, gs, moments, np.array(0.1), 1.0, **how)
+            results.append([norm, *ps[0], *ps[1]])
+        norm = np.nan if np.isnan(broken) else np.inf
+        np.testing.assert_equal(results[0], np.float32([norm, wanted[0], *[wanted[1]] * 3]))
+        np.testing.assert_equal(results[0], results[1])
 
 
 @pytest.mark.parametrize("number", [2, 3, 11])
@@ -370,6 +378,27 @@ def test_threads_share_the_leaves(number: int, monkeypatch: pytest.MonkeyPatch) 
     for a, b in zip(results(), wanted, strict=True):
         np.testing.assert_array_equal(a, b)
     assert set(shared) == {number}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "portions"),
+    [
+        ([50, 50], [[0], [1]]),
+        ([60, 40], [[0], [1]]),
+        ([90, 10], [[0], [1]]),
+        ([10, 90], [[0], [1]]),
+        ([1, 1, 1, 97], [[0, 1, 2], [3]]),
+        ([5, 0, 5, 10], [[0, 1, 2], [3]]),
+    ],
+)
+def test_portions_have_about_as_many_elements(
+    sizes: list[int], portions: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adamw, seen = twins_in("adamw"), []
+    for name, value in (("LARGE", 1), ("threads", lambda: 2), ("alone", lambda: False)):
+        monkeypatch.setattr(adamw, name, value)
+    adamw.in_portions(np.array(sizes), lambda some: seen.append([*range(len(sizes))][some]))
+    assert sorted(seen) == portions
 
 
 @pytest.mark.parametrize("number", [2, 3, 7])

@@ -20,7 +20,8 @@ def in_portions(sizes: Array, loop: Callable[[slice], None]) -> None:
     """Call a loop with the leaves of each portion: if they are LARGE one a thread, of about as many elements each."""
     ends = np.cumsum(sizes)
     portions = 1 if ends[-1] < LARGE or alone() else threads()
-    cuts = [0, *np.searchsorted(ends, ends[-1] * np.arange(1, portions) // portions), len(sizes)]
+    middles = ends - sizes / 2  # a leaf belongs to the portion that its middle lies in
+    cuts = [0, *np.searchsorted(middles, ends[-1] * np.arange(1, portions) / portions), len(sizes)]
     share([partial(loop, slice(*bound)) for bound in pairwise(cuts)])
 
 

@@ -60,7 +60,7 @@ class Matrix(NamedTuple):
     """Where compiled code finds a matrix, in numbers from an address; nobody looks whether it is there.
 
     Numba gives an array back after the last line that names it, whoever has its address. Code that makes an array
-    itself reads its address in the loop that uses it: what a loop names stays to its end. tests/test_house.py checks.
+    itself reads its address in the loop that uses it: what a loop names stays to its end (tests/test_house.py).
     """
 
     base: int
