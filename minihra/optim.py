@@ -63,7 +63,11 @@ class AdamW:
             adamw_update_leaves(ps, gs, moments, array_module(gs[0]).asarray(lr, np.float64), **how)
 
     def clipped_update(self, params: Tree, grads: Tree, lr: float | Array, limit: float) -> Array:
-        """Do as `update` with gradients of a global norm of at most `limit`, and return their norm before."""
+        """Do as `update` with gradients of a global norm of at most `limit`, and return their norm before.
+
+        Raises:
+            ValueError: as `update` does.
+        """
         if not (moving := self._moving(params, grads)):
             return global_norm(grads)
         ps, gs, moments, how = moving

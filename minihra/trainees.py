@@ -29,7 +29,7 @@ from minihra.tree import Total, Tree, add, leaves, map_leaves, whole
 class Batch(NamedTuple):
     """The utterances of one step."""
 
-    features: Array  # (B, T, F)
+    features: Array  # (B, T, F)  on the host; a part's where the model computes
     lengths: Array  # (B,)
     labels: Sequence[Sequence[int]]
     tasks: Sequence[str]

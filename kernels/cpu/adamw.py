@@ -75,36 +75,34 @@ def in_order(gs: Sequence[Array]) -> list[Array]:
     return [np.asarray(g, order="C") for g in gs]
 
 
-def tables_of(
-    ps: Sequence[Array], gs: Sequence[Array], moments: Sequence[tuple[Array, Array, Array]]
-) -> list[Array] | None:
-    """Return the addresses of all p, g, m and v, or None where a copy would move in the place of what is no array of
-    rows.
-    """
-    dtype, shapes, (ms, vs, steps) = ps[0].dtype, [p.shape for p in ps], zip(*moments, strict=True)
-    tables = [table_of(leaves, shapes, dtype) for leaves in (ps, gs, ms, vs)]
-    counted = all(step.shape == () and step.dtype == np.float64 for step in steps)
-    whole = counted and all(table is not None for table in tables)
-    return tables if whole and all(a.flags.writeable for a in (*ps, *ms, *vs, *steps)) else None
-
-
-def move(
-    tables: list[Array],
-    sizes: Array,
-    scale: float,
+def step(
+    ps: Sequence[Array],
+    gs: Sequence[Array],
     moments: Sequence[tuple[Array, Array, Array]],
     lr: Array,
-    beta1: float,
-    beta2: float,
-    eps: float,
+    limit: float | None,
     decays: Sequence[float],
-) -> None:
-    """Count a step of each leaf, and move it by its gradient times `scale`."""
-    steps = [step for *_, step in moments]
-    for step in steps:
-        np.add(step, 1, out=step)
-    of_leaves, rates = (sizes, np.array(decays), *tables, np.array(steps, float)), (float(lr), beta1, beta2, eps)
-    in_portions(sizes, lambda some: _adamw_leaves(scale, *(array[some] for array in of_leaves), *rates))
+    *rates: float,
+) -> Array | None:
+    """Count a step of each leaf, and move it by its gradient; with a `limit` by gradients scaled so that their norm
+    over all is at most that, and return their norm before. NotImplemented where a copy would move in the place of what
+    is no array of rows.
+    """
+    (ms, vs, steps), shapes, number = zip(*moments, strict=True), [p.shape for p in ps], ps[0].dtype.type
+    its = in_order(gs)  # kept until all is done: tables are of addresses
+    tables = [table_of(leaves, shapes, ps[0].dtype) for leaves in (ps, its, ms, vs)]
+    counted = all(count.shape == () and count.dtype == np.float64 for count in steps)
+    whole = counted and all(table is not None for table in tables)
+    if not whole or not all(a.flags.writeable for a in (*ps, *ms, *vs, *steps)):
+        return NotImplemented
+    sizes = np.array([p.size for p in ps])
+    norm = None if limit is None else norm_of(sizes, tables[1], number)
+    scale = number(1) if norm is None or norm <= limit else number(limit / norm)
+    for count in steps:
+        np.add(count, 1, out=count)
+    of_leaves = sizes, np.array(decays), *tables, np.array(steps, float)
+    in_portions(sizes, lambda some: _adamw_leaves(scale, *(array[some] for array in of_leaves), float(lr), *rates))
+    return norm
 
 
 def adamw_update_leaves(
@@ -119,12 +117,7 @@ def adamw_update_leaves(
     decays: Sequence[float],
 ) -> None:
     """Count a step of each leaf p (...), and move it, by its gradient g (...), and its moments m, v (...) in place."""
-    its = in_order(gs)  # kept until all is done: tables are of addresses
-    if (tables := tables_of(ps, its, moments)) is None:
-        return NotImplemented
-    sizes = np.array([p.size for p in ps])
-    move(tables, sizes, ps[0].dtype.type(1), moments, lr, beta1, beta2, eps, decays)
-    return None
+    return step(ps, gs, moments, lr, None, decays, beta1, beta2, eps)
 
 
 def clipped_adamw_leaves(
@@ -139,15 +132,8 @@ def clipped_adamw_leaves(
     eps: float,
     decays: Sequence[float],
 ) -> Array:
-    """Do so with gradients scaled so that their norm over all is at most `limit`, and return their norm before."""
-    its = in_order(gs)
-    if (tables := tables_of(ps, its, moments)) is None:
-        return NotImplemented
-    sizes, number = np.array([p.size for p in ps]), ps[0].dtype.type
-    norm = norm_of(sizes, tables[1], number)
-    scale = number(1) if norm <= limit else number(limit / norm)
-    move(tables, sizes, scale, moments, lr, beta1, beta2, eps, decays)
-    return norm
+    """Do so with gradients whose norm over all is made to be at most `limit`, and return their norm before."""
+    return step(ps, gs, moments, lr, limit, decays, beta1, beta2, eps)
 
 
 @compiled

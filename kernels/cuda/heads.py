@@ -59,17 +59,17 @@ class Tables:
 
     @property
     def tiles(self) -> Array:
-        """Of the frames (M, 3)."""
+        """Of each tile the segment, its first frame, and how many frames (M, 3)."""
         return self._there[0]
 
     @property
     def slices(self) -> Array:
-        """For gradients (S + E, 3)."""
+        """Of each slice where its sums go, its first frame, and how many frames (S + E, 3)."""
         return self._there[1]
 
     @property
     def splits(self) -> Array:
-        """Whose slices are to be added (Z, 3)."""
+        """Of each segment of several slices itself, and which further sums are added to its own (Z, 3)."""
         return self._there[2]
 
     @cached_property
