@@ -480,15 +480,18 @@ def test_clipping_of_what_is_not_finite() -> None:
     assert clip([np.ones(3, np.float32), np.ones(3)], 1.0) is NotImplemented
 
 
-def test_patches_of_a_few_frames_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also such as reach from one utterance into the next."""
-    case = CASES["conv2d, 9 x 7, 17 to 18 channels"]
-    forward, backward = (twin_of(function) for function in case.pair)
-    y, cache = forward(**arguments_of(case, np.float64))
-    wanted = backward(y, cache)
-    for frames in (1, 4, 6):
-        monkeypatch.setattr(twins_in("conv2d"), "PATCHES", frames * 9 * 17 * 4)
-        assert_same(backward(y, cache), wanted, np.float64)
+@pytest.mark.parametrize("T", [1, 2, 3, 4, 5, 15, 16, 17, 18, 19, 31, 32, 33, 34, 35, 47])
+@pytest.mark.parametrize(("F", "I"), [(9, 17), (8, 1), (7, 1)])
+def test_convolution_of_all_remainders_of_a_block(T: int, F: int, I: int) -> None:
+    """Outputs are computed in pairs of a block of frames, and what the next block reads, too, has gradients of both."""
+    case, lengths = CASES["conv2d, 9 x 7, 17 to 18 channels"], [T, T - 1, T // 2]
+    p = Conv2dParams(numbers(3, 3, I, 18, k=1), numbers(18, k=2))
+    arguments = {"x": numbers(3, T, F, I), "p": p, "valid": valid_from_lengths(lengths, T)}
+    arguments["x"][~arguments["valid"]] = np.nan
+    y, cache = reference_of(case.pair.forward)(**arguments)
+    assert_same(twin_of(case.pair.forward)(**arguments)[0], y, np.float64)
+    found, wanted = (which(case.pair.backward)(output_gradient(y), cache) for which in (twin_of, reference_of))
+    assert_same(found, wanted, np.float64)
 
 
 @pytest.fixture

@@ -8,8 +8,13 @@ Two outputs that follow each other along an axis read five inputs, x0 ... x4, an
 as the outer taps are a filter of two taps over every other input, for which Winograd's F(2, 2) has three products for
 four (Lavin and Gray 2015, 1509.09308, section 4). So 2 x 2 outputs have 25 products, of K = I, in place of 36.
 
-Backward, the even frequencies of dx have a product of K = O with a frame of dy, and the odd ones, which two outputs
-read, of K = 2O.
+What is bilinear in x and w has as many products backward. With dz0 = dy0, dz1 = dy0 + dy1 and dz2 = dy1, the terms of y
+above from left to right give
+
+    dx0 = dz0 w0    dx1 = dz0 w1    dx2 = dz1 (w0 + w2) - dx0 - dx4    dx3 = dz2 w1    dx4 = dz2 w2
+    dw0 = (x0 - x2) dz0 + x2 dz1    dw1 = x1 dz0 + x3 dz2    dw2 = (x4 - x2) dz2 + x2 dz1
+
+where the next two outputs, whose x0 is x4 of these, add to it what they have.
 """
 
 from types import ModuleType
@@ -21,6 +26,7 @@ from minihra.kernels.cpu.compiled import ZERO, compiled, compiled_inside, copy_r
 from minihra.kernels.cpu.product import (
     COLUMNS,
     NARROW,
+    ROWS,
     Matrix,
     add_product,
     after,
@@ -28,6 +34,7 @@ from minihra.kernels.cpu.product import (
     left_of,
     matrix,
     multiply,
+    multiply_panels,
     panels_of,
 )
 from minihra.layers.conv2d import Conv2dCache, Conv2dParams, DepthwiseConv2dCache, DepthwiseConv2dParams
@@ -38,24 +45,17 @@ AT_ONCE = 8
 TAPS = np.array([0, 1, 3, 1, 2])
 SUM = np.array([0, 0, 1, 2, 2])
 """Of the products of x0 - x2, x1, x2, x3 and x4 - x2: by which tap, 3 being w0 + w2, and to which sum they are added:
-to that of y0, of both or of y1.
+to that of y0, of both or of y1; backward, with which dz they have a product.
 """
 
 BOTTOMLESS = np.float32(-np.inf)
 """No element is below it."""
 
-PATCHES = 2**18
-"""Elements of the patches that are copied together for dW: 1 MB."""
-
 
 @compiled_inside
-def one_channel(
-    x: Array, valid: Array, W: Array, b: Array, t: int, least: float, patches: Array, made: Array, y: Array
-) -> None:
-    """Let y (F2, O) be frame t of the convolution of x (T, F) by W (9, O), and what is below it be `least`. Of W, b and
-    made (F2, O) there are NARROW columns at least. Room, with zeros: patches (F2 + 1, 9).
-    """
-    (T, F), F2, number = x.shape, len(y), x.dtype.type(0)
+def _read_patches(x: Array, valid: Array, t: int, patches: Array) -> None:
+    """Let the first F2 of patches (F2 + 1, 9), where zeros were, be what frame t of y reads of x (T, F)."""
+    (T, F), F2 = x.shape, (x.shape[1] + 1) // 2
     for i in range(3):
         s = 2 * t + i - 1
         if 0 <= s < T and valid[s]:
@@ -66,30 +66,41 @@ def one_channel(
         else:
             for f in range(F2):
                 patches[f, 3 * i] = patches[f, 3 * i + 1] = patches[f, 3 * i + 2] = ZERO
-    bias = Matrix(matrix(b).base, 0, 0, 1)
-    multiply(number, F2, 9, W.shape[1], matrix(patches), matrix(W), bias, matrix(made))
-    for f in range(F2):
+
+
+@compiled_inside
+def one_channel(
+    x: Array, valid: Array, panels: Array, b: Array, t: int, least: float, patches: Array, made: Array, y: Array
+) -> None:
+    """Let y (F2, O) be frame t of the convolution of x (T, F) by the W (9, O) of the panels, and what is below it be
+    `least`. Of b and made (F2, O) there are NARROW columns at least, and ROWS rows. Room, with zeros: patches
+    (F2 + 1, 9), one row more than made.
+    """
+    _read_patches(x, valid, t, patches)
+    multiply_panels(patches[: len(made)], panels, b, made)
+    for f in range(len(y)):
         for c in range(y.shape[1]):
             y[f, c] = made[f, c] if made[f, c] > least or made[f, c] != made[f, c] else least  # NaN stays
 
 
 def room_for_one_channel(F2: int, W: Array, b: Array) -> tuple[Array, Array, Array, Array]:
-    """Return W (9, O) and b (O,) in NARROW columns at least, and `patches` and `made` for `one_channel`."""
+    """Return the panels of W (9, O), b (O,) in NARROW columns at least, and `patches` and `made` for `one_channel`."""
     xp, missing = array_module(W), max(0, NARROW - len(b))
     W, b = (
         xp.concatenate([W, xp.zeros((9, missing), W.dtype)], axis=1),
         xp.concatenate([b, xp.zeros((missing,), b.dtype)]),
     )
-    return W, b, xp.zeros((F2 + 1, 9), W.dtype), xp.empty((F2, len(b)), W.dtype)
+    rows = max(F2, ROWS)
+    return panels_of(W), b, xp.zeros((rows + 1, 9), W.dtype), xp.empty((rows, len(b)), W.dtype)
 
 
 @compiled
-def _convolve_one(x: Array, valid: Array, W: Array, b: Array, patches: Array, made: Array, y: Array) -> None:
+def _convolve_one(x: Array, valid: Array, panels: Array, b: Array, patches: Array, made: Array, y: Array) -> None:
     """Convolve x (B, T, F) to y (B, T2, F2, O)."""
     for row in range(len(y)):
         for t in range(y.shape[1]):
             if valid[row, 2 * t]:
-                one_channel(x[row], valid[row], W, b, t, BOTTOMLESS, patches, made, y[row, t])
+                one_channel(x[row], valid[row], panels, b, t, BOTTOMLESS, patches, made, y[row, t])
             else:
                 y[row, t] = 0
 
@@ -107,17 +118,9 @@ def _combine(fives: Array) -> None:
 
 
 @compiled_inside
-def convolve_frames(
-    frames: Array, real: Array, panels: Array, b: Array, least: float, y: Array, rows: Array, sums: Array
-) -> None:
-    """Let y (N, F2, O) be the convolution of `frames`, of which those that are not `real` count as zeros, and what is
-    below it be `least`. `panels` are those of `sums_of_taps`.
-
-    Of frames (2 AT_ONCE + 1, 4 H + 1, I) the first 2N + 1 count, H = ceil(F2 / 2). Room: rows (5, AT_ONCE H / 2, 5 I)
-    and sums (3, 3, AT_ONCE H / 2, COLUMNS).
-    """
-    (N, F2, O), I, wide, number = y.shape, frames.shape[2], panels.shape[2], y.dtype.type(0)
-    H, pairs, width = frames.shape[1] // 4, (N + 1) // 2, min(wide, O)
+def _read_fives(frames: Array, real: Array, pairs: int, rows: Array) -> None:
+    """Let `rows` be those of `convolve_frames`: what each 2 x 2 outputs read, less what products share."""
+    I, H = frames.shape[2], frames.shape[1] // 4
     for pair in range(pairs):
         first, end = pair * H, (pair + 1) * H
         for i in range(5):
@@ -132,6 +135,21 @@ def convolve_frames(
             third, its = rows[2, first:end].reshape(-1), rows[i, first:end].reshape(-1)
             for n in range(len(its)):
                 its[n] -= third[n]
+
+
+@compiled_inside
+def convolve_frames(
+    frames: Array, real: Array, panels: Array, b: Array, least: float, y: Array, rows: Array, sums: Array
+) -> None:
+    """Let y (N, F2, O) be the convolution of `frames`, of which those that are not `real` count as zeros, and what is
+    below it be `least`. `panels` are those of `sums_of_taps`.
+
+    Of frames (2 AT_ONCE + 1, 4 H + 1, I) the first 2N + 1 count, H = ceil(F2 / 2). Room: rows (5, AT_ONCE H / 2, 5 I)
+    and sums (3, 3, AT_ONCE H / 2, COLUMNS).
+    """
+    (N, F2, O), I, wide, number = y.shape, frames.shape[2], panels.shape[2], y.dtype.type(0)
+    H, pairs, width = frames.shape[1] // 4, (N + 1) // 2, min(wide, O)
+    _read_fives(frames, real, pairs, rows)
     all_rows, all_sums, count = matrix(rows), matrix(sums), rows.shape[1]
     for p in range(len(panels)):
         left, panel, new = left_of(p, wide, O), matrix(panels), first_new(p, wide, O)
@@ -171,6 +189,17 @@ def sums_of_taps(W: Array) -> Array:
     return panels_of(W.reshape(16 * W.shape[2], W.shape[3]))
 
 
+@compiled_inside
+def _read_frames(x: Array, valid: Array, first: int, frames: Array, real: Array) -> None:
+    """Let `frames` and `real` be of x (T, F, I) what the frames of y from the `first` one on read."""
+    for n in range(len(real)):
+        s = 2 * first - 1 + n
+        real[n] = 0 <= s < len(x) and valid[s]
+        if real[n]:
+            for f in range(x.shape[1]):
+                copy_row(x[s, f], frames[n, f + 1])
+
+
 @compiled
 def _convolve(
     x: Array,
@@ -184,82 +213,149 @@ def _convolve(
     sums: Array,
 ) -> None:
     """Convolve x (B, T, F, I) to y (B, T2, F2, O)."""
-    (B, T, F, _), T2 = x.shape, y.shape[1]
-    for row in range(B):
+    T2 = y.shape[1]
+    for row in range(len(x)):
         for first in range(0, T2, AT_ONCE):
             stop = min(first + AT_ONCE, T2)
-            for n in range(2 * AT_ONCE + 1):
-                s = 2 * first - 1 + n
-                real[n] = 0 <= s < T and valid[row, s]
-                if real[n]:
-                    for f in range(F):
-                        copy_row(x[row, s, f], frames[n, f + 1])
+            _read_frames(x[row], valid[row], first, frames, real)
             convolve_frames(frames, real, panels, b, BOTTOMLESS, y[row, first:stop], rows, sums)
             for t in range(first, stop):
                 if not valid[row, 2 * t]:
                     y[row, t] = 0
 
 
+@compiled_inside
+def _sum_outputs(dy: Array, valid: Array, first: int, pairs: int, sums: Array) -> None:
+    """Let sums (3, 3, N, O) be dz along both axes of pairs of frames of dy (T2, F2, O), from the `first` one on.
+
+    Padded frames count as zeros; columns beyond O stay what they are.
+    """
+    (T2, F2, O), H = dy.shape, (dy.shape[1] + 1) // 2
+    for pair in range(pairs):
+        for i in (0, 2):
+            t = first + 2 * pair + i // 2
+            for h in range(H):
+                for j in (0, 2):
+                    f, row = 2 * h + j // 2, sums[i, j, pair * H + h]
+                    if t < T2 and f < F2 and valid[2 * t]:
+                        copy_row(dy[t, f], row[:O])
+                    else:
+                        for o in range(O):
+                            row[o] = ZERO
+                n = pair * H + h
+                its, other, both = sums[i, 0, n], sums[i, 2, n], sums[i, 1, n]
+                for o in range(O):
+                    both[o] = its[o] + other[o]
+    for j in range(3):
+        for n in range(pairs * H):
+            its, other, both = sums[0, j, n], sums[2, j, n], sums[1, j, n]
+            for o in range(O):
+                both[o] = its[o] + other[o]
+
+
+@compiled_inside
+def _separate(rows: Array, pairs: int, H: int) -> None:
+    """Let rows (5, N, 5 I), the products with dz, be dx0 ... dx4 of both axes, x0 with what the two outputs before add;
+    but for the first, whose x0 they do not have.
+    """
+    I, N = rows.shape[2] // 5, pairs * H
+    first, third, last = rows[0].reshape(-1), rows[2].reshape(-1), rows[4].reshape(-1)
+    for n in range(N * 5 * I):
+        third[n] -= first[n] + last[n]
+    for n in range((N - H) * 5 * I):
+        first[H * 5 * I + n] += last[n]
+    for i in range(5):
+        for n in range(N):
+            row = rows[i, n]
+            first, third, last = row[:I], row[2 * I : 3 * I], row[4 * I :]
+            for c in range(I):
+                third[c] -= first[c] + last[c]
+            if n % H:
+                before = rows[i, n - 1, 4 * I :]
+                for c in range(I):
+                    first[c] += before[c]
+
+
 @compiled
-def _convolve_back(dy: Array, valid: Array, panels: Array, dx: Array) -> None:
+def _convolve_back(dy: Array, valid: Array, panels: Array, dx: Array, none: Array, rows: Array, sums: Array) -> None:
     """Let dx (B, T, F, I) be the gradient of x for dy (B, T2, F2, O).
 
-    `panels` are those of W turned (9 O, I), its rows ordered by time, then by the places 2, 0 and 1 of frequency: what
-    a frame of dy and the next frequency of it give to odd frequencies of x stands together.
+    `panels` are those of `sums_of_taps` for W turned, (3, 3, O, I). Room: none (COLUMNS,), zeros; rows
+    (5, AT_ONCE H / 2, 5 COLUMNS or 5 I, whichever is more), H = ceil(F2 / 2), and sums (3, 3, AT_ONCE H / 2, O).
     """
     (B, T, F, I), (_, T2, F2, O), wide, number = dx.shape, dy.shape, panels.shape[2], dy.dtype.type(0)
-    frames, real = np.zeros((AT_ONCE + 1, F2 + 1, O), dy.dtype), np.zeros(AT_ONCE + 1, np.bool_)
-    sums, width = np.empty((F2, wide), dy.dtype), min(wide, I)
+    H, count, room, all_rows, all_sums = (F2 + 1) // 2, rows.shape[1], rows.shape[2] // 5, matrix(rows), matrix(sums)
     for b in range(B):
         for first in range(0, T2, AT_ONCE):
-            for n in range(AT_ONCE + 1):
-                t = first + n
-                real[n] = t < T2 and valid[b, 2 * t]
-                if real[n]:
-                    for f in range(F2):
-                        copy_row(dy[b, t, f], frames[n, f])
+            pairs = (min(AT_ONCE, T2 - first) + 1) // 2
+            _sum_outputs(dy[b], valid[b], first, pairs, sums)
             for p in range(len(panels)):
-                left, panel, new = left_of(p, wide, I), matrix(panels[p]), first_new(p, wide, I)
-                for s in range(2 * first, min(2 * (first + AT_ONCE), T)):
-                    if not valid[b, s]:
-                        dx[b, s] = 0
-                        continue
-                    n = s // 2 - first
-                    for odd in range(2):
-                        places, K = (F + 1 - odd) // 2, (1 + odd) * O
-                        sums[:] = 0
-                        for later in range(1 + s % 2):
-                            if real[n + later]:
-                                its_dy, i = matrix(frames[n + later]), 1 + s % 2 - 2 * later
-                                w = after(panel, (3 * i + 2 - 2 * odd) * O * wide)
-                                add_product(number, places, K, its_dy, w, matrix(sums), new)
-                        for f in range(places):
-                            row, total = dx[b, s, 2 * f + odd], sums[f]
-                            for c in range(new, width):
-                                row[left + c] = total[c]
+                left, new = left_of(p, wide, I), first_new(p, wide, I)
+                for i in range(5):
+                    for j in range(5):
+                        dz = after(all_sums, (SUM[i] * 3 + SUM[j]) * count * O)
+                        w = after(matrix(panels), (p * 16 + TAPS[i] * 4 + TAPS[j]) * O * wide + new)
+                        to = Matrix(all_rows.base, (i * count * 5 + j) * room + left + new, 5 * room, 1)
+                        multiply(number, pairs * H, O, wide - new, dz, w, matrix(none), to)
+            _separate(rows, pairs, H)
+            for n in range(4 * pairs + 1):
+                s = 2 * first - 1 + n
+                if not 0 <= s < T:
+                    continue
+                if not valid[b, s]:
+                    dx[b, s] = 0
+                    continue
+                pair, i = (n // 4, n % 4) if n < 4 * pairs else (pairs - 1, 4)
+                for f in range(F):
+                    h, j = ((f + 1) // 4, (f + 1) % 4) if f + 1 < 4 * H else (H - 1, 4)
+                    its, row = rows[i, pair * H + h, j * room :], dx[b, s, f]
+                    if n == 0:  # the frames of y before these have read it, too
+                        for c in range(len(row)):
+                            row[c] += its[c]
+                    else:
+                        copy_row(its, row)
 
 
 @compiled
-def _gather(x: Array, valid: Array, first: int, patches: Array) -> None:
-    """Let patches (N, F2, 9 I) be what the frames `first` ... of y, counted through the batch, read of x (B, T, F, I).
+def _tap_gradients(
+    x: Array, valid: Array, dy: Array, dW: Array, frames: Array, real: Array, rows: Array, sums: Array
+) -> None:
+    """Add to dW (4, 4, I, O) the gradients of the sums of taps for dy (B, T2, F2, O) of x (B, T, F, I).
 
-    Those of padded frames are 0, so that they have no gradient.
+    Of its columns, and those of `sums`, there is a whole multiple of NARROW. Room: that of `room_for_frames`, but sums
+    (3, 3, AT_ONCE H / 2, O), with zeros.
     """
-    (_, T, F, I), (N, F2, _), T2 = x.shape, patches.shape, (x.shape[1] + 1) // 2
-    for n in range(N):
-        row, t = (first + n) // T2, (first + n) % T2
-        for i in range(3):
-            s = 2 * t + i - 1
-            real = valid[row, 2 * t] and 0 <= s < T and valid[row, s]
-            for f in range(F2):
-                for j in range(3):
-                    g, place = 2 * f + j - 1, (3 * i + j) * I
-                    if real and 0 <= g < F:
-                        for c in range(I):
-                            patches[n, f, place + c] = x[row, s, g, c]
-                    else:
-                        for c in range(I):
-                            patches[n, f, place + c] = 0
+    (_, T2, F2, _), (_, _, I, wide), number, count = dy.shape, dW.shape, dy.dtype.type(0), rows.shape[1]
+    all_rows, all_sums, all_dW = matrix(rows), matrix(sums), matrix(dW)
+    for b in range(len(x)):
+        for first in range(0, T2, AT_ONCE):
+            pairs = (min(AT_ONCE, T2 - first) + 1) // 2
+            _read_frames(x[b], valid[b], first, frames, real)
+            _read_fives(frames, real, pairs, rows)
+            _sum_outputs(dy[b], valid[b], first, pairs, sums)
+            for i in range(5):
+                for j in range(5):
+                    its = Matrix(all_rows.base, (i * count * 5 + j) * I, 1, 5 * I)
+                    dz = after(all_sums, (SUM[i] * 3 + SUM[j]) * count * wide)
+                    to = after(all_dW, (TAPS[i] * 4 + TAPS[j]) * I * wide)
+                    multiply(number, I, pairs * ((F2 + 1) // 2), wide, its, dz, to, to)
+
+
+@compiled
+def _one_tap_gradients(x: Array, valid: Array, dy: Array, dW: Array, patches: Array, its_dy: Array) -> None:
+    """Add to dW (9, O) its gradients for dy (B, T2, F2, O) of x (B, T, F).
+
+    Of its columns there is a whole multiple of NARROW. Room, with zeros: patches (F2 + 1, 9) and its_dy (F2, O).
+    """
+    (_, T2, F2, O), wide, number = dy.shape, dW.shape[1], dy.dtype.type(0)
+    for b in range(len(x)):
+        for t in range(T2):
+            if valid[b, 2 * t]:
+                _read_patches(x[b], valid[b], t, patches)
+                for f in range(F2):
+                    copy_row(dy[b, t, f], its_dy[f, :O])
+                its = Matrix(matrix(patches).base, 0, 1, 9)
+                multiply(number, 9, F2, wide, its, matrix(its_dy), matrix(dW), matrix(dW))
 
 
 @compiled
@@ -287,15 +383,9 @@ def conv2d_forward(
     if I == 1:
         launch(_convolve_one, x[..., 0], valid, *room_for_one_channel(F2, p.W.reshape(9, O), p.b), y)
     else:
-        N = frames_at_once(F2, I, O, B * T2)
-        products = {(1, N * F2, 9 * I, O): -(-B * T2 // N)}
+        products = {(1, AT_ONCE * F2, 9 * I, O): B * -(-T2 // AT_ONCE)}
         launch(_convolve, x, valid, sums_of_taps(p.W), p.b, y, *room_for_frames(F2, I, x.dtype, xp), products=products)
     return y, Conv2dCache(x if params else None, F, valid, p, below)
-
-
-def frames_at_once(F2: int, I: int, O: int, frames: int) -> int:
-    """Return how many frames of y, which are O wide or have patches that are wider, have about PATCHES elements."""
-    return max(1, min(frames, PATCHES // (max(9 * I, O) * F2)))
 
 
 def conv2d_backward(dy: Array, cache: Conv2dCache) -> tuple[Array | None, Conv2dParams | None]:
@@ -304,20 +394,28 @@ def conv2d_backward(dy: Array, cache: Conv2dCache) -> tuple[Array | None, Conv2d
     xp, (B, T), (*_, I, O) = array_module(dy), valid.shape, p.W.shape
     T2, F2 = (T + 1) // 2, (F + 1) // 2
     must_have((B, T2, F2, O), dy)
+    valid = xp.ascontiguousarray(valid)  # of another layout the loops would be compiled anew
     dy, dx = xp.ascontiguousarray(dy), xp.empty((B, T, F, I), dy.dtype) if below else None
+    wide = -(-O // NARROW) * NARROW
+    frames, real, rows, _ = room_for_frames(F2, I, dy.dtype, xp)
+    count = rows.shape[1]
     if below:
-        turned = p.W.transpose(0, 1, 3, 2)[:, [2, 0, 1]].reshape(9 * O, I)
-        launch(_convolve_back, dy, valid, panels_of(turned), dx)
+        room = [xp.zeros(shape, dy.dtype) for shape in ((COLUMNS,), (5, count, 5 * max(I, COLUMNS)), (3, 3, count, O))]
+        launch(_convolve_back, dy, valid, sums_of_taps(p.W.swapaxes(2, 3)), dx, *room)
     if x is None:
         return dx, None
-    rows, N = dy.reshape(-1, O), frames_at_once(F2, I, O, B * T2)
-    patches, dW, db = (xp.zeros(shape, dy.dtype) for shape in ((N, F2, 9 * I), (9 * I, O), (O,)))
-    for first in range(0, B * T2, N):
-        some = patches[: B * T2 - first]
-        launch(_gather, x, valid, first, some)
-        dW += some.reshape(-1, 9 * I).T @ rows[first * F2 : (first + N) * F2]
+    if I == 1:
+        dW, *room = (xp.zeros(shape, dy.dtype) for shape in ((9, wide), (F2 + 1, 9), (F2, wide)))
+        launch(_one_tap_gradients, x[..., 0], valid, dy, dW, *room)
+    else:
+        dW, sums = (xp.zeros(shape, dy.dtype) for shape in ((4, 4, I, wide), (3, 3, count, wide)))
+        launch(_tap_gradients, x, valid, dy, dW, frames, real, rows, sums)
+        dW[[0, 2]] += dW[3]
+        dW[:, [0, 2]] += dW[:, 3:]
+        dW = dW[:3, :3]
+    db = xp.zeros((O,), dy.dtype)
     launch(_add_frames, dy, valid, db)
-    return dx, Conv2dParams(dW.reshape(p.W.shape), db)
+    return dx, Conv2dParams(dW[..., :O].reshape(p.W.shape), db)
 
 
 @compiled

@@ -27,7 +27,7 @@ TOGETHER = 4 * ROWS
 def _front_end(
     x: Array,
     valid: Array,
-    W: Array,
+    one_panels: Array,
     b: Array,
     patches: Array,
     made: Array,
@@ -45,8 +45,8 @@ def _front_end(
 ) -> None:
     """Let y (B T4 + ROWS, C) be the frames of x (B, T, F), with rows at the end that mean nothing.
 
-    W, b, `patches` and `made` are those of `room_for_one_channel`, and room for what the second convolution reads, from
-    `between` to `sums`, those of `room_for_frames`; what it makes, `frames` (TOGETHER, F4, O), is `flat`
+    `one_panels`, b, `patches` and `made` are those of `room_for_one_channel`, and room for what the second convolution
+    reads, from `between` to `sums`, those of `room_for_frames`; what it makes, `frames` (TOGETHER, F4, O), is `flat`
     (TOGETHER, F4 O), too.
     """
     (B, T, F), T4 = x.shape, (x.shape[1] + 3) // 4
@@ -63,7 +63,7 @@ def _front_end(
                         for f in range(F2):  # the last one of those before
                             copy_row(between[2 * AT_ONCE, f + 1], between[0, f + 1])
                     elif real[n]:
-                        one_channel(x[row], valid[row], W, b, s, ZERO, patches, made, between[n, 1 : F2 + 1])
+                        one_channel(x[row], valid[row], one_panels, b, s, ZERO, patches, made, between[n, 1 : F2 + 1])
                 some = frames[first - start : last - start]
                 convolve_frames(between, real, panels, b2, ZERO, some, rows, sums)
                 for t in range(first, last):
