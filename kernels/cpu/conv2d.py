@@ -8,13 +8,12 @@ Two outputs that follow each other along an axis read five inputs, x0 ... x4, an
 as the outer taps are a filter of two taps over every other input, for which Winograd's F(2, 2) has three products for
 four (Lavin and Gray 2015, 1509.09308, section 4). So 2 x 2 outputs have 25 products, of K = I, in place of 36.
 
-What is bilinear in x and w has as many products backward. With dz0 = dy0, dz1 = dy0 + dy1 and dz2 = dy1, the terms of y
-above from left to right give
+Each of these products has one for dx and one for dw backward: with dz0 = dy0, dz1 = dy0 + dy1 and dz2 = dy1,
 
-    dx0 = dz0 w0    dx1 = dz0 w1    dx2 = dz1 (w0 + w2) - dx0 - dx4    dx3 = dz2 w1    dx4 = dz2 w2
+    dx0 = w0 dz0    dx1 = w1 dz0    dx2 = (w0 + w2) dz1 - dx0 - dx4    dx3 = w1 dz2    dx4 = w2 dz2
     dw0 = (x0 - x2) dz0 + x2 dz1    dw1 = x1 dz0 + x3 dz2    dw2 = (x4 - x2) dz2 + x2 dz1
 
-where the next two outputs, whose x0 is x4 of these, add to it what they have.
+and x4 is x0 of the next two outputs, whose dx0 is added to this dx4 in the end.
 """
 
 from types import ModuleType
@@ -255,9 +254,7 @@ def _sum_outputs(dy: Array, valid: Array, first: int, pairs: int, sums: Array) -
 
 @compiled_inside
 def _separate(rows: Array, pairs: int, H: int) -> None:
-    """Let rows (5, N, 5 I), the products with dz, be dx0 ... dx4 of both axes, x0 with what the two outputs before add;
-    but for the first, whose x0 they do not have.
-    """
+    """Let rows (5, N, 5 I), the products with dz, be dx0 ... dx4 along both axes, dx0 with dx4 of those before."""
     I, N = rows.shape[2] // 5, pairs * H
     first, third, last = rows[0].reshape(-1), rows[2].reshape(-1), rows[4].reshape(-1)
     for n in range(N * 5 * I):
@@ -342,20 +339,18 @@ def _tap_gradients(
 
 
 @compiled
-def _one_tap_gradients(x: Array, valid: Array, dy: Array, dW: Array, patches: Array, its_dy: Array) -> None:
-    """Add to dW (9, O) its gradients for dy (B, T2, F2, O) of x (B, T, F).
-
-    Of its columns there is a whole multiple of NARROW. Room, with zeros: patches (F2 + 1, 9) and its_dy (F2, O).
-    """
-    (_, T2, F2, O), wide, number = dy.shape, dW.shape[1], dy.dtype.type(0)
+def _one_channel_gradient(x: Array, valid: Array, dy: Array, dW: Array, patches: Array) -> None:
+    """Add to dW (9, O) its gradient for dy (B, T2, F2, O) of x (B, T, F). Room, with zeros: patches (F2 + 1, 9)."""
+    _, T2, F2, O = dy.shape
     for b in range(len(x)):
         for t in range(T2):
             if valid[b, 2 * t]:
                 _read_patches(x[b], valid[b], t, patches)
                 for f in range(F2):
-                    copy_row(dy[b, t, f], its_dy[f, :O])
-                its = Matrix(matrix(patches).base, 0, 1, 9)
-                multiply(number, 9, F2, wide, its, matrix(its_dy), matrix(dW), matrix(dW))
+                    for k in range(9):
+                        value = patches[f, k]
+                        for o in range(O):
+                            dW[k, o] += value * dy[b, t, f, o]
 
 
 @compiled
@@ -396,20 +391,18 @@ def conv2d_backward(dy: Array, cache: Conv2dCache) -> tuple[Array | None, Conv2d
     must_have((B, T2, F2, O), dy)
     valid = xp.ascontiguousarray(valid)  # of another layout the loops would be compiled anew
     dy, dx = xp.ascontiguousarray(dy), xp.empty((B, T, F, I), dy.dtype) if below else None
-    wide = -(-O // NARROW) * NARROW
-    frames, real, rows, _ = room_for_frames(F2, I, dy.dtype, xp)
-    count = rows.shape[1]
+    count, wide = AT_ONCE * ((F2 + 1) // 2) // 2, -(-O // NARROW) * NARROW
     if below:
         room = [xp.zeros(shape, dy.dtype) for shape in ((COLUMNS,), (5, count, 5 * max(I, COLUMNS)), (3, 3, count, O))]
         launch(_convolve_back, dy, valid, sums_of_taps(p.W.swapaxes(2, 3)), dx, *room)
     if x is None:
         return dx, None
     if I == 1:
-        dW, *room = (xp.zeros(shape, dy.dtype) for shape in ((9, wide), (F2 + 1, 9), (F2, wide)))
-        launch(_one_tap_gradients, x[..., 0], valid, dy, dW, *room)
+        dW, patches = (xp.zeros(shape, dy.dtype) for shape in ((9, O), (F2 + 1, 9)))
+        launch(_one_channel_gradient, x[..., 0], valid, dy, dW, patches)
     else:
         dW, sums = (xp.zeros(shape, dy.dtype) for shape in ((4, 4, I, wide), (3, 3, count, wide)))
-        launch(_tap_gradients, x, valid, dy, dW, frames, real, rows, sums)
+        launch(_tap_gradients, x, valid, dy, dW, *room_for_frames(F2, I, dy.dtype, xp)[:3], sums)
         dW[[0, 2]] += dW[3]
         dW[:, [0, 2]] += dW[:, 3:]
         dW = dW[:3, :3]
