@@ -96,7 +96,7 @@ class AdamW:
 def clip_leaves(gs: list[Array], limit: float) -> tuple[list[Array], Array]:
     """Return `gs` scaled so that their norm over all is at most `limit`, and the norm before."""
     norm = global_norm(tuple(gs))
-    scale = limit / array_module(norm).maximum(norm, limit)
+    scale = 1 / array_module(norm).maximum(norm / limit, 1)  # 1 where there is no limit, infinity
     return [g * scale for g in gs], norm
 
 

@@ -95,6 +95,12 @@ def test_clipping_moves_nothing_at_or_below_the_limit(values: list[float]) -> No
     assert norm == pytest.approx(math.hypot(*values), rel=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_clipping_without_a_limit_moves_nothing(dtype: type) -> None:
+    clipped, norm = clip_by_global_norm({"a": np.array([3e5, -4e5], dtype)}, math.inf)
+    assert clipped["a"].tolist() == [3e5, -4e5] and norm == 5e5
+
+
 @pytest.mark.parametrize("grads", [None, {"a": None}])
 def test_clipping_takes_a_batch_without_gradients(grads: object) -> None:
     clipped, norm = clip_by_global_norm(grads, 1.0)
