@@ -96,7 +96,8 @@ class AdamW:
 def clip_leaves(gs: list[Array], limit: float) -> tuple[list[Array], Array]:
     """Return `gs` scaled so that their norm over all is at most `limit`, and the norm before."""
     norm = global_norm(tuple(gs))
-    scale = 1 / array_module(norm).maximum(norm / limit, 1)  # 1 where there is no limit, infinity
+    limit = min(limit, np.finfo(norm.dtype).max)  # there is none if it is infinity, which divided by itself is not 1
+    scale = limit / array_module(norm).maximum(norm, limit)
     return [g * scale for g in gs], norm
 
 
