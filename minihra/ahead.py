@@ -1,8 +1,8 @@
 """Compiling ahead: while a process compiles what the forward of its first step needs, another does so for the backward.
 
 Numba compiles with one thread. A backward takes the reference's caches as well as its twin's, so that a process of its
-own can begin there: it computes a tiny forward on the references, and then the backward and the optimiser's step with
-the twins, whose machine code is kept where the first process finds it.
+own can begin there: it computes a tiny forward on the references, and then the backward and the optimiser's step, and
+of an adaptation the loss, with the twins, whose machine code is kept where the first process finds it.
 """
 
 import subprocess

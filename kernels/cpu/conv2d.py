@@ -72,8 +72,8 @@ def one_channel(
     x: Array, valid: Array, panels: Array, b: Array, t: int, least: float, patches: Array, made: Array, y: Array
 ) -> None:
     """Let y (F2, O) be frame t of the convolution of x (T, F) by the W (9, O) of the panels, and what is below it be
-    `least`. Of b and made (F2, O) there are NARROW columns at least, and ROWS rows. Room, with zeros: patches
-    (F2 + 1, 9), one row more than made.
+    `least`. b and made (F2, O) have NARROW columns at least, and made ROWS rows. Room, with zeros: patches (F2 + 1, 9),
+    one row more than made.
     """
     _read_patches(x, valid, t, patches)
     multiply_panels(patches[: len(made)], panels, b, made)
