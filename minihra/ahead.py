@@ -2,7 +2,8 @@
 
 Numba compiles with one thread. A backward takes the reference's caches as well as its twin's, so that a process of its
 own can begin there: it computes a tiny forward on the references, and then the backward and the optimiser's step, and
-of an adaptation the loss, with the twins, whose machine code is kept where the first process finds it.
+of an adaptation the controller, the heads and the loss, too, with the twins, whose machine code is kept where the first
+process finds it.
 """
 
 import subprocess
@@ -49,6 +50,7 @@ def compile_backward(kind: str) -> None:
     if kind == "training":  # whose backward takes longer than its forward: the first process compiles the loss
         dlogits = np.ones_like(logits)
     else:
+        edit.forward("block", 0, np.zeros((*logits.shape[:2], row.width), logits.dtype), None, None)
         _, dlogits = ctc_loss(logits, cache.context.valid, pack_labels(batch.labels, logits.shape[2]))
     dbackbone, dadapter = backward(dlogits, cache)
     parameters, gradients = (model.p, dbackbone) if edit is None else (hra.p, dadapter)
