@@ -33,7 +33,7 @@ def compile_ahead(kind: str) -> subprocess.Popen | None:
     return subprocess.Popen([sys.executable, "-m", "minihra.ahead", kind], **streams)
 
 
-def compile_backward(kind: str) -> None:
+def tiny_step(kind: str) -> None:
     """Compute a tiny step on one thread, as a part of a batch has it: the forward on the references."""
     set_threads(1)
     row = Row(kind, **TINY)
@@ -58,4 +58,4 @@ def compile_backward(kind: str) -> None:
 
 
 if __name__ == "__main__":
-    compile_backward(sys.argv[1])
+    tiny_step(sys.argv[1])
