@@ -34,7 +34,7 @@ def compile_ahead(kind: str) -> subprocess.Popen | None:
 
 
 def tiny_step(kind: str) -> None:
-    """Compute a tiny step on one thread, as a part of a batch has it: the forward on the references."""
+    """Compute a tiny step on one thread, as a part of a batch has it: the model's forward on the references."""
     set_threads(1)
     row = Row(kind, **TINY)
     inputs = inputs_of(row)
@@ -50,6 +50,7 @@ def tiny_step(kind: str) -> None:
     if kind == "training":  # whose backward takes longer than its forward: the first process compiles the loss
         dlogits = np.ones_like(logits)
     else:
+        # the controller and heads, too, which the first process reaches last in its forward
         edit.forward("block", 0, np.zeros((*logits.shape[:2], row.width), logits.dtype), None, None)
         _, dlogits = ctc_loss(logits, cache.context.valid, pack_labels(batch.labels, logits.shape[2]))
     dbackbone, dadapter = backward(dlogits, cache)
