@@ -15,6 +15,7 @@ from minihra.adapters.parts import HEADS
 from minihra.arrays import Array
 from minihra.blocks.config import ConformerConfig
 from minihra.blocks.initial import initial_conformer
+from minihra.speech.features import LogMel
 from minihra.tree import leaves, map_leaves
 
 Run = Callable[[], Any]
@@ -23,6 +24,7 @@ that is the sum, taken when the time has been measured."""
 
 STATE, LABELS, MELS, BLANK = 64, 32, 80, 0
 RATE = 1e-4  # of the optimiser
+HOP = 160  # samples of 16 kHz from frame to frame
 SIZES = {(96, 4): (32, 200), (144, 16): (16, 400), (256, 16): (8, 400)}
 """Width and layers: utterances and feature frames of a batch."""
 
@@ -152,7 +154,8 @@ def inputs_of(row: Row) -> dict[str, Any]:
             lengths = {"lengths": np.full(B, T), "labels": rng.integers(1, LABELS, (B, 30)).tolist()}
             return {"logits": 2 * normal(B, T, LABELS), **lengths}
         case "log-mel":
-            return {"samples": 0.1 * normal(B, 160 * T + 240)}
+            window, filters, _ = LogMel(16000, mels=MELS)._constants
+            return {"samples": 0.1 * normal(B, HOP * (T - 1) + len(window)), "window": window, "filters": filters}
         case "bandwidth forward" | "bandwidth backward":
             return {}
     tasks = tasks_by(row.pattern, row.tasks, B, rng)

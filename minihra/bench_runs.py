@@ -13,7 +13,7 @@ from minihra.adapters.controller import group_tasks
 from minihra.adapters.hra import HRA
 from minihra.arrays import Array
 from minihra.bench_bandwidth import bandwidth_runs
-from minihra.bench_rows import BLANK, MELS, RATE, STATE, Row, Run, config_of
+from minihra.bench_rows import BLANK, HOP, RATE, STATE, Row, Run, config_of
 from minihra.blocks.initial import initial_conformer
 from minihra.device import moved, to_host
 from minihra.evaluate import infer_parts
@@ -29,7 +29,6 @@ from minihra.ops import (
 )
 from minihra.optim import AdamW
 from minihra.recogniser import Adapter, Recogniser
-from minihra.speech.features import LogMel
 from minihra.trainees import Adaptation, Batch, Pretraining
 from minihra.tree import from_leaves, map_leaves
 
@@ -181,11 +180,11 @@ def ctc_run(row: Row, inputs: dict[str, Any], xp: ModuleType) -> Run:
 
 def log_mel_run(row: Row, inputs: dict[str, Any], xp: ModuleType) -> Run:
     """Return the log-mel frames of some recordings of 16 kHz."""
-    window, filters, n_fft = LogMel(16000, mels=MELS)._constants
-    samples, window, filters = moved((inputs["samples"], window, filters), xp)
+    samples, window, filters = moved(tuple(inputs[name] for name in ("samples", "window", "filters")), xp)
+    n_fft = 2 * (len(filters) - 1)
 
     def run() -> float:
-        y, _ = log_mel_forward(samples, window=window, filters=filters, hop=160, n_fft=n_fft)
+        y, _ = log_mel_forward(samples, window=window, filters=filters, hop=HOP, n_fft=n_fft)
         return float(to_host(y.mean()))
 
     return run

@@ -95,6 +95,7 @@ TWINS = {
     "indrnn": "indrnn",
     "grouped_heads": "heads",
     "ctc": "ctc",
+    "log_mel": "log_mel",
 }
 """The pairs with a twin for the CPU, and the file in minihra/kernels/cpu where it stands."""
 

@@ -379,9 +379,9 @@ def bins_of_the_spectrum_count_twice(right: Backward) -> Backward:
     """The inverse real transform counts every bin but the first and the last twice, its transpose once."""
 
     def wrong(dy: Array, cache: Any) -> Array:
-        spectrum = cache.spectrum.copy()
-        spectrum[..., 1:-1] *= 2
-        return log_mel_backward(dy, cache._replace(spectrum=spectrum))
+        filters = cache.filters.copy()
+        filters[1:-1] *= 2
+        return log_mel_backward(dy, cache._replace(filters=filters))
 
     return wrong
 

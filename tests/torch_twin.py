@@ -370,7 +370,7 @@ class TorchHRA(nn.Module):
 # The rival of `minihra bench --rival tests/torch_twin.py`: the same rows from the same arrays.
 
 Run = Callable[[], Any]
-STATE, RATE, BLANK = 64, 1e-4, 0
+STATE, RATE, BLANK, HOP = 64, 1e-4, 0, 160
 
 
 def at_first_run(make: Callable[[], Run]) -> Run:
@@ -401,7 +401,9 @@ def runs_of(row: Any, inputs: dict[str, Any], *, device: str = "cpu", tf32: bool
         return heads_runs(row, inputs, device)
     if row.kind == "ctc":
         return ctc_runs(inputs, device)
-    if row.kind == "log-mel" or row.kind.startswith("bandwidth"):
+    if row.kind == "log-mel":
+        return log_mel_runs(inputs)
+    if row.kind.startswith("bandwidth"):
         return {}
     modes = ("gather",) if row.kind == "training" else ("gather", "loop")
     runs = {}
@@ -564,3 +566,26 @@ def ctc_runs(inputs: dict[str, Any], device: str) -> dict[str, Run]:
     if device == "cuda":
         runs["cuDNN"] = partial(run, labels.flatten().int(), lengths.int(), sizes.int())
     return runs
+
+
+def log_mel_runs(inputs: dict[str, Any]) -> dict[str, Run]:
+    """Log-mel features of frames that are views of the samples, and from PyTorch's own short-time transform."""
+    samples, window, filters = (torch.tensor(inputs[name]) for name in ("samples", "window", "filters"))
+    W, n_fft = len(window), 2 * (len(filters) - 1)
+    behind = F.pad(window, (0, n_fft - W))
+
+    def features(spectrum: Tensor) -> float:
+        """Of a spectrum (B, T, bins)."""
+        power = spectrum.real.square() + spectrum.imag.square()
+        return (power @ filters).clamp(min=1e-10).log().mean().item()
+
+    def short_time() -> float:
+        padded = F.pad(samples, (0, n_fft - W))
+        spectrum = torch.stft(padded, n_fft, HOP, window=behind, center=False, return_complex=True)
+        return features(spectrum.transpose(1, 2))
+
+    runs = {
+        "views, eager": lambda: features(torch.fft.rfft(samples.unfold(-1, W, HOP) * window, n_fft)),
+        "short-time transform, eager": short_time,
+    }
+    return {name: torch.no_grad()(run) for name, run in runs.items()}

@@ -43,7 +43,6 @@ extern "C" __global__ void log_mel_forward(
     const REAL* filters,  // (M+1, F)
     const REAL* powers,   // (M+1, 2)
     const int* bands,     // (F, 2)
-    REAL* spectrum,       // (B, T, M+1, 2)
     REAL* mel,            // (B, T, F)
     REAL* y,              // (B, T, F)
     int B, int T, int n, int W, int hop, int M, int F, REAL lowest) {
@@ -75,7 +74,6 @@ extern "C" __global__ void log_mel_forward(
             const Complex a = z[k % M], b = z[(M - k) % M];
             const Complex odd = product({a.im + b.im, b.re - a.re}, w[k]);  // -i (a - conj b) w^k
             const Complex one = {(a.re + b.re + odd.re) / 2, (a.im - b.im + odd.im) / 2};
-            ((Complex*)spectrum)[frame * (M + 1) + k] = one;
             power[k] = one.re * one.re + one.im * one.im;
         }
         __syncthreads();

@@ -23,7 +23,6 @@ def log_mel_forward(
     if not is_power or n_fft < W or bins != n_fft // 2 + 1 or not window.dtype == filters.dtype == real:
         return NotImplemented
     T, M, B = max(0, 1 + (n - W) // hop), n_fft // 2, prod(samples.shape[:-1])
-    spectrum = xp.empty((*samples.shape[:-1], T, bins), np.result_type(real, np.complex64))
     mel, y = xp.empty((*samples.shape[:-1], T, F), real), xp.empty((*samples.shape[:-1], T, F), real)
     threads = min(launch.THREADS, max(LANES, M // 2))  # a stage of the transform has M/2 pairs
     powers, bands = xp.empty((bins, 2), real), xp.empty((F, 2), np.int32)
@@ -33,7 +32,6 @@ def log_mel_forward(
         "log_mel_forward",
         Grid((min(max(1, B * T), MOST_BLOCKS),), (threads,), shared=4 * M * real.itemsize),
         **{"samples": contiguous(samples), "window": contiguous(window), **tables},
-        **{"spectrum": spectrum.view(real), "mel": mel, "y": y},
-        **{"B": B, "T": T, "n": n, "W": W, "hop": hop, "lowest": floor},
+        **{"mel": mel, "y": y, "B": B, "T": T, "n": n, "W": W, "hop": hop, "lowest": floor},
     )
-    return y, LogMelCache(spectrum, mel, n, window, filters, hop, n_fft, floor)
+    return y, LogMelCache(samples, mel, window, filters, hop, n_fft, floor)

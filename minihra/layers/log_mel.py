@@ -29,9 +29,8 @@ STEP = np.log(6.4) / 27  # by which ln f grows in one mel above the knee
 class LogMelCache(NamedTuple):
     """What `log_mel_backward` reads."""
 
-    spectrum: Array  # (..., T, n_fft//2+1)  complex
+    samples: Array  # (..., n)
     mel: Array  # (..., T, F)
-    samples: int
     window: Array  # (W,)
     filters: Array  # (n_fft//2+1, F)
     hop: int
@@ -93,6 +92,12 @@ def frame_view(samples: Array, W: int, hop: int) -> Array:
     return as_strided(samples, (*samples.shape[:-1], T, W), (*outer, hop * one, one))
 
 
+def spectrum_of(samples: Array, window: Array, hop: int, n_fft: int) -> Array:
+    """Return the spectrum (..., T, n_fft//2+1), complex, of contiguous samples (..., n)."""
+    frames = frame_view(samples, len(window), hop) * window  # (1)
+    return array_module(samples).fft.rfft(frames, n_fft)  # (2)
+
+
 def log_mel_forward(
     samples: Array, window: Array, filters: Array, *, hop: int, n_fft: int, floor: float = FLOOR
 ) -> tuple[Array, LogMelCache]:
@@ -104,18 +109,20 @@ def log_mel_forward(
     xp = array_module(samples)
     if len(window) > n_fft:
         raise ValueError(f"a window of {len(window)} samples does not fit into a transform of {n_fft}")
-    frames = frame_view(samples, len(window), hop) * window  # (1)
-    spectrum = xp.fft.rfft(frames, n_fft)  # (2)
+    spectrum = spectrum_of(samples, window, hop, n_fft)  # (1) (2)
     power = spectrum.real**2 + spectrum.imag**2  # (3)
     mel = power @ filters  # (4)
     y = xp.log(xp.maximum(mel, floor))  # (5)
-    return y, LogMelCache(spectrum, mel, samples.shape[-1], window, filters, hop, n_fft, floor)
+    return y, LogMelCache(samples, mel, window, filters, hop, n_fft, floor)
 
 
 def log_mel_backward(dy: Array, cache: LogMelCache) -> Array:
-    """Return dsamples (..., n) for dy (..., T, F). Window and filters are constants."""
-    spectrum, mel, n, window, filters, hop, n_fft, floor = cache
-    xp = array_module(dy)
+    """Return dsamples (..., n) for dy (..., T, F). Window and filters are constants.
+
+    The spectrum, a dozen times as large as the features, is computed anew: features are all that most callers want.
+    """
+    samples, mel, window, filters, hop, n_fft, floor = cache
+    xp, spectrum = array_module(dy), spectrum_of(samples, window, hop, n_fft)
     dmel = xp.where(mel > floor, dy / xp.maximum(mel, floor), 0)  # (5)
     dpower = dmel @ filters.T  # (4)
     dspectrum = 2 * dpower * spectrum  # (3)
@@ -123,7 +130,7 @@ def log_mel_backward(dy: Array, cache: LogMelCache) -> Array:
     # divides by n_fft; the transpose of rfft counts every bin once.
     dspectrum[..., 1 : (n_fft + 1) // 2] *= 0.5
     dframes = xp.fft.irfft(dspectrum, n_fft)[..., : len(window)] * n_fft * window  # (2) (1)
-    dsamples = xp.zeros((*dy.shape[:-2], n), dy.dtype)
+    dsamples = xp.zeros(samples.shape, dy.dtype)
     for t in range(dy.shape[-2]):
         dsamples[..., t * hop : t * hop + len(window)] += dframes[..., t, :]  # (1)
     return dsamples
