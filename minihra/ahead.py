@@ -1,8 +1,8 @@
 """Compiling ahead: while a process compiles what the forward of its first step needs, another does so for the backward.
 
 Numba compiles with one thread. A backward takes the reference's caches as well as its twin's, so that a process of its
-own can begin there: it computes a tiny forward on the references, and then the backward and the optimiser's step, and
-of an adaptation the controller, the heads and the loss, too, with the twins, whose machine code is kept where the first
+own can begin there: it computes a tiny forward on the references, and then the loss, the backward and the optimiser's
+step, and of an adaptation the controller and heads, too, with the twins, whose machine code is kept where the first
 process finds it.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from minihra.bench_rows import RATE, Row, inputs_of
 from minihra.bench_runs import adapter_of, batch_of, recogniser_of
 from minihra.model import backward, ctc_loss, forward, pack_labels
-from minihra.ops import Switch, references, twins_in
+from minihra.ops import Switch, ctc_forward, references, twins_in
 from minihra.optim import AdamW
 from minihra.threads import set_threads, threads
 
@@ -47,12 +47,14 @@ def tiny_step(kind: str) -> None:
         edit = hra.edit(batch.tasks)
     with references():
         logits, cache = forward(model, batch.features, batch.lengths, edit, training)
-    if kind == "training":  # whose backward takes longer than its forward: the first process compiles the loss
+    labels = pack_labels(batch.labels, logits.shape[2])
+    if kind == "training":  # whose backward takes long enough: the first process compiles that of the loss
+        ctc_forward(logits, cache.context.valid, labels.labels, labels.lengths)
         dlogits = np.ones_like(logits)
     else:
         # the controller and heads, too, which the first process reaches last in its forward
         edit.forward("block", 0, np.zeros((*logits.shape[:2], row.width), logits.dtype), None, None)
-        _, dlogits = ctc_loss(logits, cache.context.valid, pack_labels(batch.labels, logits.shape[2]))
+        _, dlogits = ctc_loss(logits, cache.context.valid, labels)
     dbackbone, dadapter = backward(dlogits, cache)
     parameters, gradients = (model.p, dbackbone) if edit is None else (hra.p, dadapter)
     AdamW().clipped_update(parameters, gradients, RATE, 1.0)

@@ -93,6 +93,8 @@ def _attend(
     scale: float,
     weights: Array,
     y: Array,
+    none: Array,
+    room: tuple[Array, ...],
     low: int,
     high: int,
 ) -> None:
@@ -100,23 +102,17 @@ def _attend(
 
     `mask` (B, strips of T) is 0 on valid frames and LOWEST elsewhere: scores start from it. Attention reaches `left`
     frames before a query and `right` after it. r (A, D, 2T - 1 + STRIP) are projected positions T-1, ..., -(T-1), each
-    row of one feature; it is empty where positions count for nothing.
+    row of one feature; it is empty where positions count for nothing. `none` (A, strips of D) are zeros.
     """
     (B, T, A, D), wide, number, positions = q.shape, mask.shape[1], q.dtype.type(0), len(r) > 0
-    across, apart = strips(D), wide + 3 * STRIP
-    room, turned, no_bias = np.zeros((4, wide, across), q.dtype), np.empty((across, wide), q.dtype), np.zeros_like(u)
-    to_content, to_position, rows, values = room[0], room[1], room[2], room[3]
-    scores, out, near = (
-        np.zeros((ROWS, apart), q.dtype),
-        np.empty((ROWS, across), q.dtype),
-        np.empty((ROWS, wide), q.dtype),
-    )
-    none = np.zeros(across, q.dtype)
+    four, turned, scores, near, out = room
+    to_content, to_position, rows, values = four[0], four[1], four[2], four[3]
+    across, apart = four.shape[2], scores.shape[1]
     for pair in range(low, high):
         a, b = pair // B, pair % B
-        _gather(k, b, a, no_bias, ONE, rows)
+        _gather(k, b, a, none, ONE, rows)
         _turn(number, rows, turned)
-        _gather(value, b, a, no_bias, ONE, values)
+        _gather(value, b, a, none, ONE, values)
         _gather(q, b, a, u, scale, to_content)
         if positions:
             _gather(q, b, a, v, scale, to_position)
@@ -143,7 +139,7 @@ def _attend(
                     for j in range(T):
                         weights[b, a, t + i, j] = ZERO
             its = after(matrix(weights), ((b * A + a) * T + t) * T)
-            multiply(number, n, T, across, its, matrix(values), matrix(none), matrix(out))
+            multiply(number, n, T, across, its, matrix(values), Matrix(matrix(none).base, 0, 0, 1), matrix(out))
             _scatter(out, b, t, a, n, y)
 
 
@@ -161,11 +157,15 @@ def _shared_attend(
     scale: float,
     weights: Array,
     y: Array,
+    none: Array,
+    rooms: tuple[Array, ...],
     bounds: Array,
 ) -> None:
     """Attend to the pairs between two bounds as one portion."""
+    four, turned, scores, near, out = rooms
     for n in prange(len(bounds) - 1):
-        _attend(q, k, value, r, u, v, mask, left, right, scale, weights, y, bounds[n], bounds[n + 1])
+        room, low, high = (four[n], turned[n], scores[n], near[n], out[n]), bounds[n], bounds[n + 1]
+        _attend(q, k, value, r, u, v, mask, left, right, scale, weights, y, none, room, low, high)
 
 
 @compiled_inside
@@ -195,29 +195,28 @@ def _attend_back(
     dr: Array,
     du: Array,
     dv: Array,
-    ds: Array,
+    none: Array,
+    room: tuple[Array, ...],
     low: int,
     high: int,
 ) -> None:
     """Let dq, dk, dvalue (B, T, A, D) be those of the pairs low ... high for dy (B, T, A, D).
 
     Here a row of r (A, 2T - 1, strips of D) is one position. Add to dr (A, 2T - 1, strips of D), du and dv (A, D) what
-    they get, where dr is not empty. Room, with zeros: ds (T, strips of T, and three more).
+    they get, where dr is not empty. `none` (A, strips of T or of D, whichever are more) are zeros.
     """
     (B, T, A, D), R, across, number = q.shape, r.shape[1], r.shape[2], q.dtype.type(0)
     wide, positions, params = strips(T), len(r) > 0, len(dr) > 0
-    room, turned, no_bias = np.zeros((5, wide, across), q.dtype), np.empty((across, wide), q.dtype), np.zeros_like(u)
-    to_content, to_position, keys, rows, its_dy = room[0], room[1], room[2], room[3], room[4]
-    apart, none = ds.shape[1], np.zeros(max(wide, across), q.dtype)
-    out, by_position = np.empty((T, across), q.dtype), np.empty((ROWS, across), q.dtype)
-    all_ds = after(matrix(ds), STRIP)
+    five, turned, ds, out, by_position = room
+    to_content, to_position, keys, rows, its_dy = five[0], five[1], five[2], five[3], five[4]
+    apart, all_ds, zeros = ds.shape[1], after(matrix(ds), STRIP), Matrix(matrix(none).base, 0, 0, 1)
     for pair in range(low, high):
-        a, b, zeros = pair // B, pair % B, matrix(none)
-        _gather(value, b, a, no_bias, ONE, rows)
+        a, b = pair // B, pair % B
+        _gather(value, b, a, none, ONE, rows)
         _turn(number, rows, turned)
-        _gather(k, b, a, no_bias, ONE, keys)
+        _gather(k, b, a, none, ONE, keys)
         _gather(q, b, a, u, ONE, to_content)
-        _gather(dy, b, a, no_bias, ONE, its_dy)
+        _gather(dy, b, a, none, ONE, its_dy)
         if params:
             _gather(q, b, a, v, ONE, to_position)
         for t in range(0, T, ROWS):
@@ -267,13 +266,16 @@ def _shared_attend_back(
     dr: Array,
     du: Array,
     dv: Array,
-    ds: Array,
+    none: Array,
+    rooms: tuple[Array, ...],
     bounds: Array,
 ) -> None:
-    """Compute the pairs between two bounds as one portion, each with its own of dr, du, dv and ds."""
+    """Compute the pairs between two bounds as one portion, each with its own of dr, du and dv."""
+    five, turned, ds, out, by_position = rooms
     for n in prange(len(bounds) - 1):
-        low, high = bounds[n], bounds[n + 1]
-        _attend_back(dy, q, k, value, r, u, v, weights, scale, dq, dk, dvalue, dr[n], du[n], dv[n], ds[n], low, high)
+        room, low, high = (five[n], turned[n], ds[n], out[n], by_position[n]), bounds[n], bounds[n + 1]
+        its = dr[n], du[n], dv[n]
+        _attend_back(dy, q, k, value, r, u, v, weights, scale, dq, dk, dvalue, *its, none, room, low, high)
 
 
 def per_root(D: int, dtype: np.dtype) -> float:
@@ -294,6 +296,11 @@ def head_products(B: int, T: int, A: int, D: int, to_T: int, to_D: int) -> dict[
     return {(B * A, T, D, T): to_T, (B * A, T, T, D): to_D}
 
 
+def for_portions(like: Array, bounds: Array, *shapes: tuple[int, ...]) -> tuple[Array, ...]:
+    """Return zeros of each shape for each portion."""
+    return tuple(array_module(like).zeros((len(bounds) - 1, *shape), like.dtype) for shape in shapes)
+
+
 def attend(
     q: Array, k: Array, value: Array, turned: Array, u: Array, v: Array, valid: Array, reach: Reach
 ) -> tuple[Array, Array]:
@@ -308,12 +315,15 @@ def attend(
     weights, y = xp.empty((B, A, T, T), q.dtype), xp.empty(q.shape, q.dtype)
     mask = xp.full((B, strips(T)), LOWEST, q.dtype)
     mask[:, :T] = xp.where(valid, ZERO, LOWEST)
+    wide, across, bounds = mask.shape[1], strips(D), bounds_for(B * A, weights.size)
+    shapes = (4, wide, across), (across, wide), (ROWS, wide + 3 * STRIP), (ROWS, wide), (ROWS, across)
+    rooms = for_portions(q, bounds, *shapes)
     arrays = q, k, value, turned, u, v, mask, *limits(reach, T), per_root(D, q.dtype), weights, y
-    bounds, products = bounds_for(B * A, weights.size), head_products(B, T, A, D, 2 if len(turned) else 1, 1)
+    none, products = xp.zeros((A, across), q.dtype), head_products(B, T, A, D, 2 if len(turned) else 1, 1)
     if len(bounds) > 2:
-        launch(_shared_attend, *arrays, bounds, products=products)
+        launch(_shared_attend, *arrays, none, rooms, bounds, products=products)
     else:
-        launch(_attend, *arrays, *map(int, bounds), products=products)
+        launch(_attend, *arrays, none, tuple(one[0] for one in rooms), *map(int, bounds), products=products)
     return y, weights
 
 
@@ -329,19 +339,20 @@ def attend_back(
     if len(r):
         must_have((A, 2 * T - 1, D), r)
     dy, q, k, value, weights = (xp.ascontiguousarray(x) for x in (dy, q, k, value, weights))
-    bounds, dtype = bounds_for(B * A, weights.size), dy.dtype
-    rows, heads = xp.zeros((*r.shape[:2], strips(D)), dtype), A if params else 0
+    wide, across, bounds, dtype = strips(T), strips(D), bounds_for(B * A, weights.size), dy.dtype
+    rows, heads = xp.zeros((*r.shape[:2], across), dtype), A if params else 0
     rows[..., :D] = r
     dq, dk, dvalue = (xp.empty(dy.shape, dtype) for _ in range(3))
-    shapes = (heads, *rows.shape[1:]), (heads, D), (heads, D), (T, strips(T) + 3 * STRIP)
-    room = [xp.zeros((len(bounds) - 1, *shape), dtype) for shape in shapes]
+    dr, du, dv = sums = for_portions(dy, bounds, (heads, *rows.shape[1:]), (heads, D), (heads, D))
+    shapes = (5, wide, across), (across, wide), (T, wide + 3 * STRIP), (T, across), (ROWS, across)
+    rooms, none = for_portions(dy, bounds, *shapes), xp.zeros((A, max(wide, across)), dtype)
     arrays = dy, q, k, value, rows, u, v, weights, per_root(D, dtype), dq, dk, dvalue
     products = head_products(B, T, A, D, 1, 4 + params if len(r) else 3)
     if len(bounds) > 2:
-        launch(_shared_attend_back, *arrays, *room, bounds, products=products)
+        launch(_shared_attend_back, *arrays, *sums, none, rooms, bounds, products=products)
     else:
-        launch(_attend_back, *arrays, *(one[0] for one in room), *map(int, bounds), products=products)
-    dr, du, dv, _ = room
+        its, room = ([one[0] for one in its] for its in (sums, rooms))
+        launch(_attend_back, *arrays, *its, none, tuple(room), *map(int, bounds), products=products)
     return dq, dk, dvalue, dr.sum(0)[..., :D], du.sum(0), dv.sum(0)
 
 

@@ -52,10 +52,11 @@ def _log_add(a: float, b: float, c: float) -> float:
 
 
 @compiled_strictly
-def _forward(log_y: Array, valid: Array, states: Array, skip: Array, log_alpha: Array) -> None:
-    """Write alpha (B, T, Z) of every frame; that of a padded frame is its predecessor's."""
+def _forward(log_y: Array, valid: Array, states: Array, skip: Array, log_alpha: Array, before: Array) -> None:
+    """Write alpha (B, T, Z) of every frame; that of a padded frame is its predecessor's. Room: before (Z + 2,), with
+    two states below the first one, in which no path is.
+    """
     B, T, Z = log_alpha.shape
-    before = np.empty(Z + 2, log_alpha.dtype)  # with two states below the first one, in which no path is
     for b in range(B):
         for s in range(Z + 2):
             before[s] = NEVER
@@ -96,7 +97,7 @@ def ctc_forward(
 
     log_y, log_alpha = xp.empty((B, T, V), logits.dtype), xp.empty((B, T, 2 * S + 1), logits.dtype)
     launch(_log_softmax, xp.ascontiguousarray(logits), valid, log_y)
-    launch(_forward, log_y, valid, states, skip, log_alpha)
+    launch(_forward, log_y, valid, states, skip, log_alpha, xp.empty((2 * S + 3,), logits.dtype))
     final = log_alpha[:, T - 1] + log_end
     top = final.max(-1)
     feasible = top != -float("inf")
@@ -119,10 +120,12 @@ def _backward(
     states: Array,
     valid: Array,
     dlogits: Array,
+    beta: Array,
+    skipped: Array,
+    go: Array,
 ) -> None:
+    """Let dlogits (B, T, V) be the gradient. Room: beta (Z,), skipped (Z,) and go (Z + 2,)."""
     (B, T, Z), V = log_alpha.shape, log_y.shape[2]
-    beta, skipped = np.empty(Z, log_y.dtype), np.empty(Z, log_y.dtype)
-    go = np.empty(Z + 2, log_y.dtype)
     go[Z] = go[Z + 1] = NEVER  # two states above the last one
     for b in range(B):
         copy_row(log_end[b], beta)
@@ -151,5 +154,6 @@ def ctc_backward(dloss: Array, cache: CTCCache) -> Array:
     xp = array_module(log_y)
     dlogits = xp.empty(log_y.shape, log_y.dtype)
     arrays = (dloss, log_y, log_alpha, log_end, log_likelihood, feasible, skip, states, valid)
-    launch(_backward, *map(xp.ascontiguousarray, arrays), dlogits)
+    room = (xp.empty((log_alpha.shape[2] + more,), log_y.dtype) for more in (0, 0, 2))
+    launch(_backward, *map(xp.ascontiguousarray, arrays), dlogits, *room)
     return dlogits
