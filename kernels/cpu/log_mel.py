@@ -1,4 +1,4 @@
-"""Twin of the forward of log-mel features: STRIP frames at a time, one in each lane, all that is theirs in the cache.
+"""Twin of the forward of log-mel features: LANES frames at a time, all that is theirs in the cache.
 
 The n = n_fft samples of a frame are taken as M = n/2 complex numbers z_k = x_2k + i x_{2k+1}, whose transform Z gives
 that of the real ones (Cooley, Lewis and Welch 1970):
@@ -16,9 +16,14 @@ from math import prod
 import numpy as np
 
 from minihra.arrays import Array
-from minihra.kernels.cpu.compiled import HALF, STRIP, ZERO, bounds_for, compiled, log
+from minihra.kernels.cpu.compiled import HALF, ZERO, bounds_for, compiled, log
 from minihra.layers.log_mel import FLOOR, LogMelCache
 from minihra.threads import share
+
+LANES = 64
+"""Frames that are transformed together. LLVM looks before each loop over them whether rows overlap: fewer would not pay
+for that.
+"""
 
 
 @cache
@@ -49,21 +54,21 @@ def _log_mel(
     """Let mel and y (N, F) be those of the frames that begin at `starts` (N,) in samples (n,). `bands` (F, 2) are the
     first bin of each filter and the one behind its last: triangles are 0 nearly everywhere.
 
-    Room: z (M, 2, STRIP), real parts and imaginary ones, and power (M + 2, STRIP).
+    Room: z (M, 2, LANES), real parts and imaginary ones, and power (M + 2, LANES).
     """
     N, F, W, M = len(starts), len(bands), len(window), len(order)
-    for first in range(0, N, STRIP):
-        last = min(first + STRIP, N) - 1  # is taken again in place of those that are missing
+    for first in range(0, N, LANES):
+        last = min(first + LANES, N) - 1  # is taken again in place of those that are missing
         for x in range(2 * M):
             k = order[x // 2]
-            for lane in range(STRIP):
+            for lane in range(LANES):
                 z[k, x % 2, lane] = samples[starts[min(first + lane, last)] + x] * window[x] if x < W else ZERO
         half = 1
         while half < M:
             for begin in range(0, M, 2 * half):
                 for j in range(half):
                     a, b, c, s = begin + j, begin + j + half, powers[j * (M // half), 0], powers[j * (M // half), 1]
-                    for lane in range(STRIP):
+                    for lane in range(LANES):
                         re, im = z[b, 0, lane] * c - z[b, 1, lane] * s, z[b, 0, lane] * s + z[b, 1, lane] * c
                         z[b, 0, lane], z[b, 1, lane] = z[a, 0, lane] - re, z[a, 1, lane] - im
                         z[a, 0, lane] += re
@@ -71,16 +76,16 @@ def _log_mel(
             half *= 2
         for k in range(M + 1):
             a, b, c, s = k % M, (M - k) % M, powers[k, 0], powers[k, 1]
-            for lane in range(STRIP):
+            for lane in range(LANES):
                 re, im = z[a, 1, lane] + z[b, 1, lane], z[b, 0, lane] - z[a, 0, lane]  # of -i (Z_k - conj Z_{M-k})
                 re, im = re * c - im * s, re * s + im * c
                 re, im = (z[a, 0, lane] + z[b, 0, lane] + re) * HALF, (z[a, 1, lane] - z[b, 1, lane] + im) * HALF
                 power[k, lane] = re * re + im * im
         for f in range(F):
-            for lane in range(STRIP):
+            for lane in range(LANES):
                 power[M + 1, lane] = ZERO
             for k in range(bands[f, 0], bands[f, 1]):
-                for lane in range(STRIP):
+                for lane in range(LANES):
                     power[M + 1, lane] += power[k, lane] * filters[k, f]
             for n in range(first, last + 1):
                 mel[n, f] = power[M + 1, n - first]
@@ -109,7 +114,7 @@ def log_mel_forward(
 
     def portion(low: int, high: int) -> None:
         its = starts[low:high], real.type(floor), mel[low:high], y[low:high]
-        _log_mel(samples.ravel(), *tables, *its, np.empty((M, 2, STRIP), real), np.empty((M + 2, STRIP), real))
+        _log_mel(samples.ravel(), *tables, *its, np.empty((M, 2, LANES), real), np.empty((M + 2, LANES), real))
 
     share([partial(portion, *bound) for bound in pairwise(bounds_for(B * T, mel.size))])
     mel, y = (one.reshape(*outer, T, F) for one in (mel, y))
