@@ -103,6 +103,9 @@ def _attend(
     `mask` (B, strips of T) is 0 on valid frames and LOWEST elsewhere: scores start from it. Attention reaches `left`
     frames before a query and `right` after it. r (A, D, 2T - 1 + STRIP) are projected positions T-1, ..., -(T-1), each
     row of one feature; it is empty where positions count for nothing. `none` (A, strips of D) are zeros.
+
+    Room, with zeros: four (wide, across), that is strips of T and of D, one (across, wide), and of ROWS rows one with
+    3 STRIP more than wide, one wide and one across.
     """
     (B, T, A, D), wide, number, positions = q.shape, mask.shape[1], q.dtype.type(0), len(r) > 0
     four, turned, scores, near, out = room
@@ -204,6 +207,8 @@ def _attend_back(
 
     Here a row of r (A, 2T - 1, strips of D) is one position. Add to dr (A, 2T - 1, strips of D), du and dv (A, D) what
     they get, where dr is not empty. `none` (A, strips of T or of D, whichever are more) are zeros.
+
+    Room, with zeros: five (wide, across), one (across, wide), ds (T, wide + 3 STRIP), and out of T rows and of ROWS.
     """
     (B, T, A, D), R, across, number = q.shape, r.shape[1], r.shape[2], q.dtype.type(0)
     wide, positions, params = strips(T), len(r) > 0, len(dr) > 0
@@ -351,8 +356,8 @@ def attend_back(
     if len(bounds) > 2:
         launch(_shared_attend_back, *arrays, *sums, none, rooms, bounds, products=products)
     else:
-        its, room = ([one[0] for one in its] for its in (sums, rooms))
-        launch(_attend_back, *arrays, *its, none, tuple(room), *map(int, bounds), products=products)
+        its, room = [one[0] for one in sums], tuple(one[0] for one in rooms)
+        launch(_attend_back, *arrays, *its, none, room, *map(int, bounds), products=products)
     return dq, dk, dvalue, dr.sum(0)[..., :D], du.sum(0), dv.sum(0)
 
 

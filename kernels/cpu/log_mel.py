@@ -54,7 +54,7 @@ def _log_mel(
     """Let mel and y (N, F) be those of the frames that begin at `starts` (N,) in samples (n,). `bands` (F, 2) are the
     first bin of each filter and the one behind its last: triangles are 0 nearly everywhere.
 
-    Room: z (M, 2, LANES), real parts and imaginary ones, and power (M + 2, LANES).
+    Room: z (M, 2, LANES), real parts and imaginary ones, and power (M + 2, LANES), whose last row is a sum of others.
     """
     N, F, W, M = len(starts), len(bands), len(window), len(order)
     for first in range(0, N, LANES):
