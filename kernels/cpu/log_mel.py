@@ -6,7 +6,9 @@ that of the real ones (Cooley, Lewis and Welch 1970):
     X_k = (Z_k + conj Z_{M-k}) / 2 - i w^k (Z_k - conj Z_{M-k}) / 2     w = exp(-2 pi i / n), k = 0 ... M, Z_M = Z_0
 
 Z is made in place, from transforms of length 1 to those of 2, 4, ... M (Cooley and Tukey 1965), for which z is laid
-down in the order of the reversed bits of k.
+down in the order of the reversed bits of k. Those of the even and of the odd terms, A and B of length h, give
+
+    Z_j = A_j + w^{jM/h} B_j,  Z_{j+h} = A_j - w^{jM/h} B_j     j = 0 ... h-1, w^{M/h} = exp(-pi i / h)
 """
 
 from functools import cache, partial
