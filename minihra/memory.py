@@ -32,7 +32,7 @@ from minihra.blocks.conformer import Conformer
 from minihra.blocks.parameters import conformer_shapes
 from minihra.blocks.protocol import Context, Training
 from minihra.blocks.stages import stages_forward
-from minihra.blocks.subsampling import subsampling_forward
+from minihra.blocks.subsampling import subsample
 from minihra.evaluate import TOGETHER, batches_of, pieces_of
 from minihra.layers.rotary import RotaryTable
 from minihra.model import Labels, backward, ctc_loss, forward, infer
@@ -80,7 +80,7 @@ class Rehearsal(Conformer):
         xp, form, config = inputs.array_module, self.config.front_end, self.config
         valid = xp.empty(inputs.shape[:2], bool)
         if isinstance(form, Subsampling):
-            x, valid, _ = subsampling_forward(inputs, valid, self.p.front_end, scale=form.scale, params=False)
+            x, valid = subsample(inputs, valid, self.p.front_end, scale=form.scale)
         else:
             x, valid, _ = stages_forward(inputs, valid, self.p.front_end, stages=form.stages, params=False)
         T, positions = x.shape[1], None

@@ -141,8 +141,8 @@ UNPAIRED = {
 """The same of functions that are no pair: of the optimiser, of dropout, and of blocks, several layers of a frozen model
 in one.
 
-Such a twin returns NotImplemented where it is none: for other variants of a block, for arrays that its loop would
-misread, or when its one thread would be slower than BLAS with several.
+Such a twin returns NotImplemented where it is none: for other variants of a block, or for arrays that its loop would
+misread.
 """
 
 CUDA_UNPAIRED = {

@@ -2,8 +2,8 @@
 
 A part is some utterances of like lengths, padded to their own longest. Gradients of parts are added in one order, so
 that the same number of threads always gives the same bits. A batch that is long enough has two parts at least, so that
-one thread and two give the same bits; a shorter one is a single part, with the threads of BLAS, which add in another
-order for each number of them. Utterances of a frozen model do not see each other: the parts together give what the
+one thread and two give the same bits; a shorter one is a single part, some of whose products other code makes where
+several threads share them. Utterances of a frozen model do not see each other: the parts together give what the
 whole batch gives. Those of a model that trains meet in its batch norms, where the parts add up what they have
 (threads.together): they are computed at the same time, so that there are never more of them than threads.
 """

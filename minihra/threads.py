@@ -1,9 +1,10 @@
 """How many threads compute, and how work is shared among them.
 
 Threads take whole utterances (parts.py), and BLAS runs with one thread in each: a product that many threads enter
-together is slower, and pools of threads that wait for each other slower still. (The frames of heads that are called by
-themselves are shared by threads of OpenMP, which wake sooner: kernels/cpu/heads.py.) The number is that of
-MINIHRA_THREADS in the environment or of `set_threads`, else that of the processors which the process may use.
+together is slower, and pools of threads that wait for each other slower still. Where there is but one part, such as a
+single recording, threads of OpenMP, which wake sooner, share its rows (kernels/cpu/product.py, attention.py, heads.py).
+The number is that of MINIHRA_THREADS in the environment or of `set_threads`, else that of the processors which the
+process may use.
 """
 
 import os
@@ -120,7 +121,7 @@ def _as_worker() -> Iterator[None]:
 def share(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
     """Run the tasks on all threads, one-thread BLAS in each, and return their results in order.
 
-    The caller's thread is one of them: it need not be woken. A single task has the threads of BLAS to itself.
+    The caller's thread is one of them: it need not be woken. A single task has all threads to itself.
     """
     number = threads()  # its first call gives BLAS the number
     if len(tasks) == 1:
@@ -172,7 +173,7 @@ def together(tasks: Sequence[Callable[[Total], Result]]) -> list[Result]:
     """Run the tasks at the same time, a thread each, one-thread BLAS in each, and return their results in order.
 
     Each is given a function that returns the sum of what all of them have called it with, in the order of the tasks;
-    they must call it equally often. A single task has the threads of BLAS to itself.
+    they must call it equally often. A single task has all threads to itself.
     """
     threads()  # its first call gives BLAS the number
     if len(tasks) == 1:

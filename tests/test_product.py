@@ -21,10 +21,13 @@ from minihra.kernels.cpu.product import (
     MOST_SIZE,
     NARROW,
     ROWS,
+    TERMS,
+    WORTH_SHARING,
     matrix,
     multiply,
     panels_of,
     product,
+    turned_product,
 )
 from minihra.layers.conv2d import Conv2dParams
 from minihra.layers.gru import GRUParams
@@ -59,6 +62,71 @@ def test_product_is_exact(O: int, K: int, turned: bool, dtype: type) -> None:
             assert np.array_equal(product(given, W, b), x @ W + b)
             assert np.array_equal(product(given, W), x @ W)
         assert np.array_equal(product(x, W[:, ::-1]), x @ W[:, ::-1])  # lies neither by rows nor by columns
+
+
+@pytest.fixture(params=[2, 3, 7])
+def several(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """So many threads, which share products of any size, and have to: BLAS is not there."""
+    monkeypatch.setattr(file, "alone", lambda: False)
+    monkeypatch.setattr(file, "threads", lambda: request.param)
+    monkeypatch.setattr(file, "WORTH_SHARING", 0)
+    return request.param
+
+
+class WithoutBlas(np.ndarray):
+    """An array that cannot be multiplied by `@`."""
+
+    __array_priority__ = 1
+
+    def __matmul__(self, other: Array) -> Array:
+        raise AssertionError("BLAS makes the product")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("K", [1, 8, 13])
+@pytest.mark.parametrize("O", [NARROW, 29, COLUMNS, COLUMNS + 1, 2 * COLUMNS + NARROW + 3])
+def test_a_product_that_threads_share_is_exact(O: int, K: int, turned: bool, dtype: type, several: int) -> None:
+    """More threads than panels, and tiles that end where a portion does."""
+    W = whole(O, K, seed=1, dtype=dtype).T if turned else whole(K, O, seed=1, dtype=dtype)
+    b = whole(O, seed=2, dtype=dtype)
+    for N in (4 * ROWS, 4 * ROWS + 1, 14 * ROWS + 3, 100):
+        x = whole(N, K, seed=N, dtype=dtype)
+        assert np.array_equal(product(x.view(WithoutBlas), W, b), x @ W + b), N
+        assert np.array_equal(product(x.view(WithoutBlas), W), x @ W), N
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("N", "I", "O"), [(1, 7 * ROWS, NARROW), (TERMS, 9 * ROWS + 5, 3 * NARROW), (300, 96, 144)])
+def test_a_turned_product_that_threads_share_is_exact(N: int, I: int, O: int, dtype: type, several: int) -> None:
+    x, dy = whole(N, I, seed=1, dtype=dtype), whole(N, O, seed=2, dtype=dtype)
+    assert np.array_equal(turned_product(x.T.copy().T.view(WithoutBlas), dy[:, ::-1]), x.T @ dy[:, ::-1])
+    assert np.array_equal(turned_product(x[:, : 2 * ROWS - 1], dy), x[:, : 2 * ROWS - 1].T @ dy)  # rows for BLAS alone
+    assert np.array_equal(turned_product(x, dy[:, 1:]), x.T @ dy[:, 1:])  # and columns that no tiles divide
+    with pytest.raises(ValueError, match="shape"):
+        turned_product(x, dy[:0])
+
+
+@pytest.mark.parametrize(
+    ("is_alone", "rows", "width", "shared"),
+    [
+        (False, 4 * ROWS, WORTH_SHARING // (4 * ROWS * 5) + 1, 1),
+        (False, 4 * ROWS, WORTH_SHARING // (4 * ROWS * 5), 0),
+        (False, 4 * ROWS - 1, 2 * WORTH_SHARING // (4 * ROWS * 5), 0),
+        (False, WORTH_SHARING, NARROW - 1, 0),
+        (True, 4 * ROWS, WORTH_SHARING // (4 * ROWS * 5) + 1, 0),
+    ],
+)
+def test_threads_share_what_is_worth_it(
+    is_alone: bool, rows: int, width: int, shared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, loop = [], file._shared_product
+    monkeypatch.setattr(file, "alone", lambda: is_alone)
+    monkeypatch.setattr(file, "threads", lambda: 2)
+    monkeypatch.setattr(file, "_shared_product", lambda *arrays: (calls.append(True), loop(*arrays)))
+    x, W, b = whole(rows, 5, seed=0), whole(5, width, seed=1), whole(width, seed=2)
+    assert np.array_equal(product(x, W, b), x @ W + b)
+    assert len(calls) == shared
 
 
 @compiled

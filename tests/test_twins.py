@@ -545,15 +545,38 @@ def test_nan_of_a_real_frame_shows() -> None:
 
 
 def test_fused_front_end_leaves_others_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that it does not know, and a caller who has the threads of BLAS."""
+    """Those that it does not know; not a caller who has several threads."""
     features, valid, p = np.zeros((2, 9, 12), np.float32), np.ones((2, 9), bool), cast(front_end(12, 3, 4), np.float32)
     assert SUBSAMPLE(features, valid, p._replace(convs=p.convs[:1])) is NotImplemented
     taken = []
     monkeypatch.setattr(twins_in("subsampling"), "_front_end", lambda *_: taken.append(True))
+    monkeypatch.setattr(twins_in("subsampling"), "threads", lambda: 2)
     for is_alone in (False, True):
         monkeypatch.setattr(twins_in("subsampling"), "alone", lambda is_alone=is_alone: is_alone)
         assert subsample(features, valid, p)[0].shape == (2, 3, 21)
-        assert bool(taken) == is_alone
+        assert len(taken) == (3 if is_alone else 2)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 5, 40])
+@pytest.mark.parametrize("lengths", [[1], [75], [403], [403, 300, 9]])
+def test_threads_share_the_fused_front_end(lengths: list[int], threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single recording, too, in blocks; with the bits of one thread."""
+    file, valid, p = (
+        twins_in("subsampling"),
+        valid_from_lengths(lengths, max(lengths)),
+        cast(front_end(12, 3, 4), np.float32),
+    )
+    features = numbers(*valid.shape, 12).astype(np.float32)
+    features[~valid] = np.nan
+    monkeypatch.setattr(file, "threads", lambda: threads)
+    monkeypatch.setattr(file, "alone", lambda: True)
+    one = SUBSAMPLE(features, valid, p)[0]
+    monkeypatch.setattr(file, "alone", lambda: False)
+    several, _ = SUBSAMPLE(features, valid, p)
+    assert several.flags.c_contiguous and several.tobytes() == one.tobytes()
+    size, bounds = file.blocks_of(*one.shape[:2])
+    assert size % 2 == 0 and file.ROWS <= size <= file.TOGETHER
+    assert len(bounds) == threads + 1 and bounds[-1] == len(lengths) * -(-one.shape[1] // size)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: dtype.__name__)

@@ -27,7 +27,17 @@ from minihra.kernels.cpu.compiled import (
     must_have,
     strips,
 )
-from minihra.kernels.cpu.product import ROWS, SIDE, Matrix, after, matrix, multiply, turn_square
+from minihra.kernels.cpu.product import (
+    ROWS,
+    SIDE,
+    Matrix,
+    after,
+    matrix,
+    multiply,
+    product,
+    turn_square,
+    turned_product,
+)
 from minihra.layers.attention import AttentionCache, Reach
 from minihra.layers.relative_attention import RelativeAttentionCache, RelativePositionParams
 from minihra.layers.softmax import MaskedSoftmaxCache
@@ -386,7 +396,7 @@ def project(positions: Array, p: RelativePositionParams, T: int) -> Array:
     is odd and cosine even.
     """
     xp, (A, D) = array_module(positions), p.u.shape
-    sine, cosine = (p.W[i::2].T @ xp.ascontiguousarray(positions[:T, i::2]).T for i in (0, 1))
+    sine, cosine = (product(p.W[i::2].T, xp.ascontiguousarray(positions[:T, i::2]).T) for i in (0, 1))
     zeros = xp.zeros((A * D, STRIP), sine.dtype)
     return xp.concatenate([sine + cosine, (cosine - sine)[:, -2::-1], zeros], axis=1).reshape(A, D, -1)
 
@@ -418,5 +428,5 @@ def relative_attention_backward(
     dq, dk, dvalue, dr, du, dv = attend_back(dy, *its, r, p.u, p.v, weights, params)
     if not params:
         return dq, dk, dvalue, None
-    dW = positions.T @ dr.swapaxes(0, 1).reshape(len(positions), -1)
+    dW = turned_product(positions, dr.swapaxes(0, 1).reshape(len(positions), -1))
     return dq, dk, dvalue, RelativePositionParams(dW, du, dv)

@@ -22,9 +22,9 @@ from numba.extending import intrinsic, overload, register_jitable
 from minihra.arrays import Array
 from minihra.threads import alone, threads
 
-os.environ.setdefault("GOMP_SPINCOUNT", "100000")
-"""How long a thread of OpenMP looks for more to do before it sleeps: about a millisecond. To wake it takes as long
-as a small loop does, and while it looks it takes a processor away from BLAS.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+"""How long a thread of OpenMP looks for more to do before it sleeps: about a tenth of a millisecond. To wake it takes
+as long as a small loop does, and while it looks it takes a processor away from the threads of BLAS.
 """
 
 SUMS = {"reassoc", "contract", "nsz"}

@@ -2,7 +2,7 @@
 
 from minihra.arrays import Array, array_module
 from minihra.kernels.cpu.compiled import ONE, TWO, compiled, launch, must_have, sigmoid
-from minihra.kernels.cpu.product import product
+from minihra.kernels.cpu.product import product, turned_product
 from minihra.layers.gru import GRUCache, GRUParams
 
 
@@ -72,4 +72,4 @@ def gru_backward(dh_next: Array, cache: GRUCache) -> tuple[Array, Array, GRUPara
     dh += product(dg, p.U.T)
     if x is None:
         return dx, dh, None
-    return dx, dh, GRUParams(x.T @ da, h.T @ dg, da.sum(0), dg[:, 2 * H :].sum(0))
+    return dx, dh, GRUParams(turned_product(x, da), turned_product(h, dg), da.sum(0), dg[:, 2 * H :].sum(0))

@@ -2,7 +2,7 @@
 
 from minihra.arrays import Array, array_module
 from minihra.kernels.cpu.compiled import ZERO, compiled, launch, must_have
-from minihra.kernels.cpu.product import product
+from minihra.kernels.cpu.product import product, turned_product
 from minihra.layers.indrnn import IndRNNCache, IndRNNParams
 
 
@@ -56,4 +56,4 @@ def indrnn_backward(dh_next: Array, cache: IndRNNCache) -> tuple[Array, Array, I
         return dx, dh, None
     du, db = xp.zeros(p.u.shape, dtype), xp.zeros(p.b.shape, dtype)
     launch(_vector_gradients, da, h, du, db)
-    return dx, dh, IndRNNParams(x.T @ da, du, db)
+    return dx, dh, IndRNNParams(turned_product(x, da), du, db)

@@ -6,8 +6,9 @@ which BLAS makes faster than y = x W; turning y' back costs less than that wins,
 
 from minihra.arrays import Array, array_module
 from minihra.kernels.cpu.compiled import compiled, launch, must_have
-from minihra.kernels.cpu.product import product
+from minihra.kernels.cpu.product import product, turned_product
 from minihra.layers.linear import LinearCache, LinearParams
+from minihra.threads import alone
 
 MOST_ROWS = 512
 LEAST_SIZE = 2**18  # of W
@@ -29,7 +30,7 @@ def linear_forward(x: Array, p: LinearParams, *, params: bool = True) -> tuple[A
     xp = array_module(x)
     rows, (I, O) = x.reshape(-1, x.shape[-1]), p.W.shape
     stored_turned = p.W.strides[0] == p.W.dtype.itemsize
-    if stored_turned and len(rows) <= MOST_ROWS and O <= I and I * O >= LEAST_SIZE:
+    if alone() and stored_turned and len(rows) <= MOST_ROWS and O <= I and I * O >= LEAST_SIZE:
         y = xp.empty((len(rows), O), x.dtype)
         b = xp.zeros((O,), x.dtype) if p.b is None else p.b
         must_have((O,), b)
@@ -46,5 +47,5 @@ def linear_backward(dy: Array, cache: LinearCache) -> tuple[Array, LinearParams 
     dx = product(drows, p.W.T).reshape(*dy.shape[:-1], len(p.W))
     if x is None:
         return dx, None
-    dW = x.reshape(-1, x.shape[-1]).T @ drows
+    dW = turned_product(x.reshape(-1, x.shape[-1]), drows)
     return dx, LinearParams(dW, None if p.b is None else drows.sum(0))

@@ -4,8 +4,8 @@ y = start + x w is made in tiles of at most ROWS rows and COLUMNS columns, whose
 the columns then has tiles of NARROW ones. The innermost loop is written for LLVM by hand, as vectors for each row: left
 to itself it keeps the sums in memory.
 
-The linear maps of a thread that has no others are made so, too (`product`): of a matrix whose columns lie in panels of
-COLUMNS, and the bias with them.
+Linear maps are made so, too (`product`): of a matrix whose columns lie in panels of COLUMNS, and the bias with them.
+Unless the caller has but its own thread, those of OpenMP share the rows.
 """
 
 from collections.abc import Callable
@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import njit
+from numba import njit, prange
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from minihra.arrays import Array, array_module
-from minihra.kernels.cpu.compiled import compiled, compiled_inside, launch, must_have
-from minihra.threads import alone
+from minihra.kernels.cpu.compiled import OPENMP, compiled, compiled_for_threads, compiled_inside, launch, must_have
+from minihra.threads import alone, threads
 
 
 def has_avx512() -> bool:
@@ -51,8 +51,16 @@ SIDE = 8
 """Of the squares in which a matrix is turned."""
 
 LEAST_ROWS, MOST_SIZE = 96, 2**18
-"""Rows of x from which on panels are worth filling, and elements of W up to which they stay in a cache: beyond, BLAS is
-faster.
+"""Rows of x from which on panels are worth filling for one thread, and elements of W up to which they stay in a cache:
+beyond, BLAS is faster.
+"""
+
+TERMS = 128
+"""How many terms of a sum over frames are added at once: those of dy stay in the cache."""
+
+WORTH_SHARING = 2**18
+"""Multiplications up to which BLAS makes a product with one of its threads. More of them would be in the way of
+OpenMP's, which look for more to do for a while.
 """
 
 
@@ -284,16 +292,18 @@ def turn_square(context, number, x, y):  # noqa: ANN001, ANN201  Numba reads no 
 
 
 @compiled
-def _fill(W: Array, turned: bool, panels: Array) -> None:
-    """Let panels (P, K, COLUMNS) be those of W (K, O), or where it is to be turned, of W (O, K)."""
-    (P, K, wide), O, number = panels.shape, W.shape[0] if turned else W.shape[1], W.dtype.type(0)
+def _fill(W: Array, turned: bool, panels: Array, first: int, last: int) -> None:
+    """Let panels (P, K, COLUMNS) from the `first` one to before the `last` be those of W (K, O), or where it is to be
+    turned, of W (O, K).
+    """
+    (_, K, wide), O, number = panels.shape, W.shape[0] if turned else W.shape[1], W.dtype.type(0)
     its, to, no_terms = matrix(W), matrix(panels), K - K  # of a literal 0 Numba would compile a tile anew
     if wide > O:
-        for k in range(K):
+        for k in range(K if first < last else 0):
             for c in range(O):
                 panels[0, k, c] = number_at(number, its, c * K + k if turned else k * O + c)
     elif turned:
-        for p in range(P):
+        for p in range(first, last):
             panel, left, squares = panels[p], left_of(p, wide, O), K - K % SIDE
             for k in range(0, squares, SIDE):
                 for c in range(0, wide, SIDE):
@@ -303,7 +313,7 @@ def _fill(W: Array, turned: bool, panels: Array) -> None:
                     panel[k, c] = number_at(number, its, (left + c) * K + k)
     else:
         for k in range(K):
-            for p in range(P):  # a tile of no terms is what it starts from
+            for p in range(first, last):  # a tile of no terms is what it starts from
                 place = after(its, k * O + left_of(p, wide, O))
                 _one(number, 1, no_terms, its, its, place, after(to, (p * K + k) * wide))
 
@@ -318,7 +328,7 @@ def panels_of(W: Array) -> Array:
     if O < COLUMNS:
         W = xp.concatenate([W, xp.zeros((K, COLUMNS - O), W.dtype)], axis=1)
     panels = xp.empty((-(-O // COLUMNS), K, COLUMNS), W.dtype)
-    launch(_fill, xp.ascontiguousarray(W), False, panels)
+    launch(_fill, xp.ascontiguousarray(W), False, panels, 0, len(panels))
     return panels
 
 
@@ -344,23 +354,81 @@ def multiply_panels(x: Array, panels: Array, b: Array, y: Array) -> None:
 
 @compiled
 def _product(x: Array, W: Array, turned: bool, b: Array, panels: Array, y: Array) -> None:
-    _fill(W, turned, panels)
+    _fill(W, turned, panels, 0, len(panels))
     multiply_panels(x, panels, b, y)
 
 
+@compiled_for_threads
+def _shared_product(
+    x: Array, W: Array, turned: bool, b: Array, panels: Array, y: Array, cuts: Array, bounds: Array
+) -> None:
+    """Fill the panels between two cuts as one portion, and then make the rows between two bounds."""
+    for n in prange(len(cuts) - 1):
+        _fill(W, turned, panels, cuts[n], cuts[n + 1])
+    for n in prange(len(bounds) - 1):
+        low, high = bounds[n], bounds[n + 1]
+        multiply_panels(x[low:high], panels, b, y[low:high])
+
+
+def portions_of(N: int, K: int, O: int) -> int:
+    """Return how many threads make a product of N rows in tiles, each 2 ROWS at least; 0 where BLAS makes it."""
+    if O < NARROW:
+        return 0
+    if alone():
+        return int(N >= LEAST_ROWS and K * O <= MOST_SIZE)
+    portions = min(threads(), N // (2 * ROWS)) if OPENMP else 1
+    return portions if portions > 1 and N * K * O > WORTH_SHARING else 0
+
+
 def product(x: Array, W: Array, b: Array | None = None) -> Array:
-    """Return y (N, O) = x (N, K) W + b: in tiles for a caller who has but its own thread, by BLAS for others and where
-    tiles would not be faster.
-    """
-    (N, K), O = x.shape, W.shape[1]
-    if isinstance(x, np.ndarray) and alone() and N >= LEAST_ROWS and O >= NARROW and W.size <= MOST_SIZE:
-        must_have((K, O), W)
-        must_have((O,), *(() if b is None else (b,)))
-        turned, b = W.strides[0] == W.itemsize, np.zeros(O, x.dtype) if b is None else b
-        panels, y = np.empty((-(-O // COLUMNS), K, COLUMNS), x.dtype), np.empty((N, O), x.dtype)
-        _product(np.ascontiguousarray(x), np.ascontiguousarray(W.T if turned else W), turned, b, panels, y)
-    else:
+    """Return y (N, O) = x (N, K) W + b: in tiles, or by BLAS where they would not be faster."""
+    xp, (N, K), O = array_module(x), x.shape, W.shape[1]
+    portions = portions_of(N, K, O)
+    if not portions:
         y = x @ W
         if b is not None:
             y += b
+        return y
+    must_have((K, O), W)
+    must_have((O,), *(() if b is None else (b,)))
+    turned, b = W.strides[0] == W.dtype.itemsize, xp.zeros((O,), x.dtype) if b is None else b
+    panels, y = xp.empty((-(-O // COLUMNS), K, COLUMNS), x.dtype), xp.empty((N, O), x.dtype)
+    arrays = xp.ascontiguousarray(x), xp.ascontiguousarray(W.T if turned else W), turned, b, panels, y
+    products, shares = {(1, N, K, O): 1}, np.arange(portions + 1)
+    if portions == 1:
+        launch(_product, *arrays, products=products)
+    else:
+        launch(_shared_product, *arrays, len(panels) * shares // portions, N * shares // portions, products=products)
     return y
+
+
+@compiled_inside
+def _add_turned_product(x: Array, dy: Array, dW: Array, low: int, high: int) -> None:
+    """Add to the rows `low` ... of dW (I, O) those of x' dy."""
+    (N, I), O, number, all_dy = x.shape, dy.shape[1], x.dtype.type(0), matrix(dy)
+    to = after(matrix(dW), low * O)
+    for first in range(0, N, TERMS):
+        its_x = Matrix(matrix(x).base, first * I + low, 1, I)  # turned: its rows are columns of x
+        multiply(number, high - low, min(TERMS, N - first), O, its_x, after(all_dy, first * O), to, to)
+
+
+@compiled_for_threads
+def _shared_turned_product(x: Array, dy: Array, dW: Array, bounds: Array) -> None:
+    """Add to the rows of dW (I, O) between two bounds, as one portion, those of x' dy."""
+    for n in prange(len(bounds) - 1):
+        _add_turned_product(x, dy, dW, bounds[n], bounds[n + 1])
+
+
+def turned_product(x: Array, dy: Array) -> Array:
+    """Return dW (I, O) = x' dy of x (N, I) and dy (N, O): in tiles where several threads share it, else by BLAS."""
+    (N, I), O = x.shape, dy.shape[1]
+    portions = 1
+    if isinstance(x, np.ndarray) and OPENMP and not alone() and O % NARROW == 0 and N * I * O > WORTH_SHARING:
+        portions = min(threads(), I // ROWS)
+    if portions < 2:
+        return x.T @ dy
+    must_have((N, O), dy)
+    dW = np.zeros((I, O), x.dtype)
+    bounds = I * np.arange(portions + 1) // portions
+    _shared_turned_product(np.ascontiguousarray(x), np.ascontiguousarray(dy), dW, bounds)
+    return dW
