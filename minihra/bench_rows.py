@@ -30,6 +30,9 @@ SIZES = {(96, 4): (32, 200), (144, 16): (16, 400), (256, 16): (8, 400)}
 
 GPU_SIZES = SIZES | {(512, 17): (16, 800)}
 
+ONE_RECORDING = 1, 1000
+"""The batch of a recording of 10 s, which has no parts for threads to share."""
+
 APPLIED = 10
 """How often a run of a row of "bandwidth" applies its function, so that starting it does not count."""
 
@@ -78,7 +81,8 @@ class Row:
         match self.kind:
             case "adaptation" | "inference":
                 more = f" of {self.heads}" if self.absent else ""
-                return f"{self.kind}, {size}, {self.cell}, {self.head}, {self.tasks}{more} tasks"
+                what = "one recording" if self.batch == 1 else f"{self.tasks}{more} tasks"
+                return f"{self.kind}, {size}, {self.cell}, {self.head}, {what}"
             case "training":
                 return f"training, {size}"
             case "heads forward" | "heads backward":
@@ -97,6 +101,7 @@ def all_rows(device: str = "cpu") -> Iterator[Row]:
                 for tasks in (8, 64):
                     yield Row("adaptation", C, L, B, T, cell, head, tasks)
         yield Row("inference", C, L, B, T)
+        yield Row("inference", C, L, *ONE_RECORDING, tasks=1)
     yield Row("adaptation", 96, 4, *SIZES[96, 4], absent=1016)
     yield Row("training", 144, 16, *SIZES[144, 16])
     for head in HEADS:
