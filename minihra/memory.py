@@ -7,7 +7,8 @@ So it is what the code keeps, and no formula of what it should; a batch takes wh
 that are computed at one time, one on each thread. What a part comes to, for feed-forward modules of 4C:
 
     inference    one layer at a time, the largest of
-                   the front end    features, patches (9 for each output of a 3x3 convolution, K for one over time)
+                   the front end    features, patches (K for each output of a convolution over time), what lies between
+                                    its convolutions, but for two full ones over time and frequency
                    the layer        about 24 (B, T, C)
                    its attention    4 (B, A, T, T); 6 with Shaw's positions, 7 with relative ones
                    the logits       3 (B, T, V)

@@ -5,7 +5,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -16,9 +17,13 @@ import pytest
 
 from minihra import threads as module
 from minihra.adapters.hra import HRA
+from minihra.arrays import Array
+from minihra.blocks.config import ConformerConfig
+from minihra.blocks.initial import initial_conformer
 from minihra.cli import main
 from minihra.evaluate import logits_of
-from minihra.model import forward
+from minihra.model import backward, ctc_loss, forward, pack_labels
+from minihra.ops import twins_in
 from minihra.parts import LEAST_FRAMES, parts_of
 from minihra.recogniser import Adapter, Recogniser
 from minihra.speech.alphabet import Alphabet
@@ -355,3 +360,47 @@ def test_two_users_at_once() -> None:
         one.join()
     assert found == [wanted] * 6
     assert blas_threads() == {2}
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["adaptation", "pre-training"])
+def test_threads_share_a_single_recording(frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows: as many threads give the same bits each time, to two users at once, too, and others round otherwise."""
+    pytest.importorskip("numba", reason="the twins for the CPU need numba")
+    shared: Counter[str] = Counter()
+
+    def spied(name: str, loop: Callable) -> Callable:
+        return lambda *arrays: (shared.update([name]), loop(*arrays))
+
+    for name in ("_shared_product", "_shared_turned_product"):
+        monkeypatch.setattr(twins_in("product"), name, spied(name, getattr(twins_in("product"), name)))
+    model = replace(initial_conformer(ConformerConfig(labels=9, mels=16, width=48, layers=2), seed=1), frozen=frozen)
+    rng, hra = np.random.default_rng(0), HRA(48, 32, seed=2)
+    hra.add_task("ann")
+    hra.p = map_leaves(lambda leaf: leaf + rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype), hra.p)
+    features, lengths, labels = rng.standard_normal((1, 640, 16), np.float32), np.array([640]), pack_labels([[1, 2]], 9)
+
+    def step() -> dict[str, Array]:
+        edit = hra.edit(["ann"]) if frozen else None
+        training = None if frozen else model.draw_dropout(0.0, 1, 640, rng)
+        logits, cache = forward(model, features, lengths, edit, training)
+        gradients = backward(ctc_loss(logits, cache.context.valid, labels)[1], cache)
+        return {"logits": logits, **dict(leaves(gradients.adapter if frozen else gradients.backbone))}
+
+    def many(found: list[dict[str, Array]]) -> None:
+        found.extend(step() for _ in range(3))
+
+    set_threads(1)
+    wanted = step()
+    assert not shared
+    for number in (2, 3):
+        set_threads(number)
+        first, found = step(), []
+        assert shared["_shared_product"] > 10 and shared["_shared_turned_product"] > 2
+        users = [threading.Thread(target=many, args=[found]) for _ in range(2)]
+        for one in users:
+            one.start()
+        for one in users:
+            one.join()
+        for name, array in wanted.items():
+            assert np.abs(first[name] - array).max() <= 1e-4 * np.abs(array).max(), name
+            assert [one[name].tobytes() for one in found] == [first[name].tobytes()] * 6, name

@@ -1,4 +1,5 @@
-"""Twin of the linear map: its products in tiles, with the bias; for few rows and a large W, by BLAS from W'.
+"""Twin of the linear map: its products in tiles, with the bias; for few rows and a large W, on a thread that has no
+others, by BLAS from W'.
 
 Where weights lie as PyTorch stores them, (O, I), y' = W' x' is a product of two arrays in the order of their rows,
 which BLAS makes faster than y = x W; turning y' back costs less than that wins, unless y is wider than x.

@@ -394,11 +394,11 @@ def product(x: Array, W: Array, b: Array | None = None) -> Array:
     turned, b = W.strides[0] == W.dtype.itemsize, xp.zeros((O,), x.dtype) if b is None else b
     panels, y = xp.empty((-(-O // COLUMNS), K, COLUMNS), x.dtype), xp.empty((N, O), x.dtype)
     arrays = xp.ascontiguousarray(x), xp.ascontiguousarray(W.T if turned else W), turned, b, panels, y
-    products, shares = {(1, N, K, O): 1}, np.arange(portions + 1)
     if portions == 1:
-        launch(_product, *arrays, products=products)
+        launch(_product, *arrays, products={(1, N, K, O): 1})
     else:
-        launch(_shared_product, *arrays, len(panels) * shares // portions, N * shares // portions, products=products)
+        cuts, bounds = (n * np.arange(portions + 1) // portions for n in (len(panels), N))
+        launch(_shared_product, *arrays, cuts, bounds, products={(1, N, K, O): 1})
     return y
 
 

@@ -82,8 +82,8 @@ def _front_end(
 
 
 def blocks_of(B: int, T4: int) -> tuple[int, Array]:
-    """Return the frames of a block, an even number of ROWS at least, and where the portions of the threads begin in the
-    blocks of B utterances of T4 frames, and where the last one ends.
+    """Return how many frames a block of B utterances of T4 frames has, an even number, ROWS at least; and where the
+    portions of the threads begin in the blocks of all of them, and where the last one ends.
     """
     portions, size = 1 if alone() else threads(), TOGETHER
     if portions > B:
@@ -110,7 +110,7 @@ def subsample(features: Array, valid: Array, p: SubsamplingParams, *, scale: flo
     xp = array_module(features)
     b_out = xp.zeros((C,), features.dtype) if p.out.b is None else p.out.b
     maps = sums_of_taps(second.W), second.b, panels_of(p.out.W), b_out
-    features, y = xp.ascontiguousarray(features), xp.zeros((B, T4 + ROWS, C), features.dtype)
+    features, y = xp.ascontiguousarray(features), xp.empty((B, T4 + ROWS, C), features.dtype)
     size, bounds = blocks_of(B, T4)
     products = {(1, AT_ONCE * F4, 9 * I, O): B * -(-T4 // AT_ONCE), (1, B * T4, F4 * O, C): 1}
     portions: list[Callable[[], None]] = []
