@@ -52,8 +52,12 @@ def whole(*shape: int, seed: int, dtype: type = np.float32) -> Array:
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("K", [1, 7, 8, 13, 144])
 @pytest.mark.parametrize("O", [NARROW, NARROW + 1, COLUMNS, COLUMNS + 1, 29, 96, COLUMNS + NARROW + 3])
+@pytest.mark.parametrize("most", [MOST_SIZE, 0], ids=["all panels", "one by one"])
 @pytest.mark.usefixtures("alone")
-def test_product_is_exact(O: int, K: int, turned: bool, dtype: type) -> None:
+def test_product_is_exact(
+    most: int, O: int, K: int, turned: bool, dtype: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file, "MOST_SIZE", most)
     W = whole(O, K, seed=1, dtype=dtype).T if turned else whole(K, O, seed=1, dtype=dtype)
     b = whole(O, seed=2, dtype=dtype)
     for N in (LEAST_ROWS, LEAST_ROWS + 1, 2 * LEAST_ROWS + ROWS - 1):
@@ -86,8 +90,12 @@ class WithoutBlas(np.ndarray):
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("K", [1, 8, 13])
 @pytest.mark.parametrize("O", [NARROW, 29, COLUMNS, COLUMNS + 1, 2 * COLUMNS + NARROW + 3])
-def test_a_product_that_threads_share_is_exact(O: int, K: int, turned: bool, dtype: type, several: int) -> None:
+@pytest.mark.parametrize("most", [MOST_SIZE, 0], ids=["rows", "columns"])
+def test_a_product_that_threads_share_is_exact(
+    most: int, O: int, K: int, turned: bool, dtype: type, several: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More threads than panels, and tiles that end where a portion does."""
+    monkeypatch.setattr(file, "MOST_SIZE", most)
     W = whole(O, K, seed=1, dtype=dtype).T if turned else whole(K, O, seed=1, dtype=dtype)
     b = whole(O, seed=2, dtype=dtype)
     for N in (4 * ROWS, 4 * ROWS + 1, 14 * ROWS + 3, 100):
@@ -181,25 +189,27 @@ def test_panels_hold_all_columns(O: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("is_alone", "rows", "width", "tiles"),
+    ("is_alone", "rows", "width", "tiles", "one_by_one"),
     [
-        (True, LEAST_ROWS, NARROW, 1),
-        (True, LEAST_ROWS, MOST_SIZE // 5, 1),
-        (True, LEAST_ROWS, MOST_SIZE // 5 + 1, 0),
-        (True, LEAST_ROWS - 1, 99, 0),
-        (True, LEAST_ROWS, NARROW - 1, 0),
-        (False, LEAST_ROWS, 99, 0),
+        (True, LEAST_ROWS, NARROW, 1, 0),
+        (True, LEAST_ROWS, MOST_SIZE // 5, 1, 0),
+        (True, LEAST_ROWS, MOST_SIZE // 5 + 1, 0, 1),
+        (True, LEAST_ROWS - 1, 99, 0, 0),
+        (True, LEAST_ROWS, NARROW - 1, 0, 0),
+        (False, LEAST_ROWS, 99, 0, 0),
     ],
 )
 def test_blas_has_the_others(
-    is_alone: bool, rows: int, width: int, tiles: int, monkeypatch: pytest.MonkeyPatch
+    is_alone: bool, rows: int, width: int, tiles: int, one_by_one: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, loop = [], file._product
+    """Those for which neither loop is called: of all panels at once, or of one panel of a large W after the other."""
+    calls, many, one = [], file._product, file._panel_by_panel
     monkeypatch.setattr(file, "alone", lambda: is_alone)
-    monkeypatch.setattr(file, "_product", lambda *arrays: (calls.append(True), loop(*arrays)))
+    monkeypatch.setattr(file, "_product", lambda *arrays: (calls.append("many"), many(*arrays)))
+    monkeypatch.setattr(file, "_panel_by_panel", lambda *arrays: (calls.append("one"), one(*arrays)))
     x, W, b = whole(rows, 5, seed=0), whole(5, width, seed=1), whole(width, seed=2)
     assert np.array_equal(product(x, W, b), x @ W + b)
-    assert len(calls) == tiles
+    assert calls == ["many"] * tiles + ["one"] * one_by_one
 
 
 @pytest.mark.parametrize(("W", "b"), [((6, 32), (32,)), ((5, 32), (31,)), ((5, 32), (1,))])

@@ -51,8 +51,8 @@ SIDE = 8
 """Of the squares in which a matrix is turned."""
 
 LEAST_ROWS, MOST_SIZE = 96, 2**18
-"""Rows of x from which on panels are worth filling for one thread, and elements of W up to which they stay in a cache:
-beyond, BLAS is faster.
+"""Rows of x from which on panels are worth filling for one thread, and elements of W up to which all of them stay in a
+cache: beyond, each is read as soon as it is filled.
 """
 
 TERMS = 128
@@ -292,19 +292,19 @@ def turn_square(context, number, x, y):  # noqa: ANN001, ANN201  Numba reads no 
 
 
 @compiled
-def _fill(W: Array, turned: bool, panels: Array, first: int, last: int) -> None:
-    """Let panels (P, K, COLUMNS) from the `first` one to before the `last` be those of W (K, O), or where it is to be
-    turned, of W (O, K).
+def _fill(W: Array, turned: bool, skipped: int, panels: Array) -> None:
+    """Let panels (P, K, COLUMNS) be those of W (K, O), or where it is to be turned, of W (O, K), after so many that are
+    skipped.
     """
-    (_, K, wide), O, number = panels.shape, W.shape[0] if turned else W.shape[1], W.dtype.type(0)
+    (P, K, wide), O, number = panels.shape, W.shape[0] if turned else W.shape[1], W.dtype.type(0)
     its, to, no_terms = matrix(W), matrix(panels), K - K  # of a literal 0 Numba would compile a tile anew
     if wide > O:
-        for k in range(K if first < last else 0):
+        for k in range(K if P > 0 else 0):
             for c in range(O):
                 panels[0, k, c] = number_at(number, its, c * K + k if turned else k * O + c)
     elif turned:
-        for p in range(first, last):
-            panel, left, squares = panels[p], left_of(p, wide, O), K - K % SIDE
+        for p in range(P):
+            panel, left, squares = panels[p], left_of(skipped + p, wide, O), K - K % SIDE
             for k in range(0, squares, SIDE):
                 for c in range(0, wide, SIDE):
                     turn_square(number, after(its, (left + c) * K + k), after(to, (p * K + k) * wide + c))
@@ -313,8 +313,8 @@ def _fill(W: Array, turned: bool, panels: Array, first: int, last: int) -> None:
                     panel[k, c] = number_at(number, its, (left + c) * K + k)
     else:
         for k in range(K):
-            for p in range(first, last):  # a tile of no terms is what it starts from
-                place = after(its, k * O + left_of(p, wide, O))
+            for p in range(P):  # a tile of no terms is what it starts from
+                place = after(its, k * O + left_of(skipped + p, wide, O))
                 _one(number, 1, no_terms, its, its, place, after(to, (p * K + k) * wide))
 
 
@@ -328,20 +328,27 @@ def panels_of(W: Array) -> Array:
     if O < COLUMNS:
         W = xp.concatenate([W, xp.zeros((K, COLUMNS - O), W.dtype)], axis=1)
     panels = xp.empty((-(-O // COLUMNS), K, COLUMNS), W.dtype)
-    launch(_fill, xp.ascontiguousarray(W), False, panels, 0, len(panels))
+    launch(_fill, xp.ascontiguousarray(W), False, 0, panels)
     return panels
 
 
 @compiled_inside
 def multiply_panels(x: Array, panels: Array, b: Array, y: Array) -> None:
     """Let y (N, O) be x (N, K) W + b, for the panels of W, O of NARROW at least and N of ROWS."""
+    multiply_some_panels(x, 0, panels, b, y)
+
+
+@compiled_inside
+def multiply_some_panels(x: Array, skipped: int, panels: Array, b: Array, y: Array) -> None:
+    """Do so in the columns of some panels, which follow so many that are skipped."""
     (N, O), (P, K, wide), number = y.shape, panels.shape, x.dtype.type(0)
     all_x, all_w, all_b, all_y = matrix(x), matrix(panels), matrix(b), matrix(y)
     for first in range(0, N, AT_ONCE):
         for p in range(P):
-            left, until = left_of(p, wide, O), min((p + 1) * wide, O)
-            whole = NARROW == COLUMNS or until == (p + 1) * wide
-            for column in range(left if whole else p * wide, until, COLUMNS if whole else NARROW):
+            begin = (skipped + p) * wide
+            left, until = left_of(skipped + p, wide, O), min(begin + wide, O)
+            whole = NARROW == COLUMNS or until == begin + wide
+            for column in range(left if whole else begin, until, COLUMNS if whole else NARROW):
                 c = column if whole else min(column, O - NARROW)
                 w, start, to = after(all_w, p * K * wide + c - left), after(all_b, c), after(all_y, c)
                 for row in range(first, min(first + AT_ONCE, N), ROWS):
@@ -354,7 +361,7 @@ def multiply_panels(x: Array, panels: Array, b: Array, y: Array) -> None:
 
 @compiled
 def _product(x: Array, W: Array, turned: bool, b: Array, panels: Array, y: Array) -> None:
-    _fill(W, turned, panels, 0, len(panels))
+    _fill(W, turned, 0, panels)
     multiply_panels(x, panels, b, y)
 
 
@@ -364,10 +371,25 @@ def _shared_product(
 ) -> None:
     """Fill the panels between two cuts as one portion, and then make the rows between two bounds."""
     for n in prange(len(cuts) - 1):
-        _fill(W, turned, panels, cuts[n], cuts[n + 1])
+        _fill(W, turned, cuts[n], panels[cuts[n] : cuts[n + 1]])
     for n in prange(len(bounds) - 1):
         low, high = bounds[n], bounds[n + 1]
         multiply_panels(x[low:high], panels, b, y[low:high])
+
+
+@compiled
+def _panel_by_panel(x: Array, W: Array, turned: bool, b: Array, panel: Array, y: Array, first: int, last: int) -> None:
+    """Make the columns of y that lie in some panels of W, with the room of one (1, K, COLUMNS)."""
+    for p in range(first, last):
+        _fill(W, turned, p, panel)
+        multiply_some_panels(x, p, panel, b, y)
+
+
+@compiled_for_threads
+def _shared_columns(x: Array, W: Array, turned: bool, b: Array, panels: Array, y: Array, cuts: Array) -> None:
+    """Make the columns in the panels between two cuts as one portion."""
+    for n in prange(len(cuts) - 1):
+        _panel_by_panel(x, W, turned, b, panels[n : n + 1], y, cuts[n], cuts[n + 1])
 
 
 def portions_of(N: int, K: int, O: int) -> int:
@@ -375,7 +397,7 @@ def portions_of(N: int, K: int, O: int) -> int:
     if O < NARROW:
         return 0
     if alone():
-        return int(N >= LEAST_ROWS and K * O <= MOST_SIZE)
+        return int(N >= LEAST_ROWS)
     portions = min(threads(), N // (2 * ROWS)) if OPENMP else 1
     return portions if portions > 1 and N * K * O > WORTH_SHARING else 0
 
@@ -392,13 +414,15 @@ def product(x: Array, W: Array, b: Array | None = None) -> Array:
     must_have((K, O), W)
     must_have((O,), *(() if b is None else (b,)))
     turned, b = W.strides[0] == W.dtype.itemsize, xp.zeros((O,), x.dtype) if b is None else b
-    panels, y = xp.empty((-(-O // COLUMNS), K, COLUMNS), x.dtype), xp.empty((N, O), x.dtype)
+    all_panels, one_by_one, y = -(-O // COLUMNS), K * O > MOST_SIZE, xp.empty((N, O), x.dtype)
+    panels = xp.empty((portions if one_by_one else all_panels, K, COLUMNS), x.dtype)
     arrays = xp.ascontiguousarray(x), xp.ascontiguousarray(W.T if turned else W), turned, b, panels, y
-    if portions == 1:
-        launch(_product, *arrays, products={(1, N, K, O): 1})
+    if portions > 1:
+        cuts, bounds = (n * np.arange(portions + 1) // portions for n in (all_panels, N))
+        loop, limits = (_shared_columns, (cuts,)) if one_by_one else (_shared_product, (cuts, bounds))
     else:
-        cuts, bounds = (n * np.arange(portions + 1) // portions for n in (len(panels), N))
-        launch(_shared_product, *arrays, cuts, bounds, products={(1, N, K, O): 1})
+        loop, limits = (_panel_by_panel, (0, all_panels)) if one_by_one else (_product, ())
+    launch(loop, *arrays, *limits, products={(1, N, K, O): 1})
     return y
 
 
