@@ -5,7 +5,7 @@ the columns then has tiles of NARROW ones. The innermost loop is written for LLV
 to itself it keeps the sums in memory.
 
 Linear maps are made so, too (`product`): of a matrix whose columns lie in panels of COLUMNS, and the bias with them.
-Unless the caller has but its own thread, those of OpenMP share the rows.
+Unless the caller has but its own thread, those of OpenMP share the rows, or the columns of a large W.
 """
 
 from collections.abc import Callable
