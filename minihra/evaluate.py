@@ -15,7 +15,7 @@ from minihra.data.corpus import Utterance
 from minihra.device import to_host
 from minihra.graphs import InferenceGraphs
 from minihra.model import infer
-from minihra.parts import parts_of
+from minihra.parts import is_little, parts_of
 from minihra.recogniser import Recogniser
 from minihra.speech.beam import beam_decode
 from minihra.speech.chunks import Chunk, chunks_of, stitch
@@ -80,8 +80,9 @@ def infer_parts(
         return [row[real] for row, real in zip(logits, valid, strict=True)]
 
     xp = recogniser.model.xp
-    parts = parts_of([len(one) for one in features], tasks, xp=xp)
-    logits = chain.from_iterable(share([partial(infer_part, rows) for rows in parts]))
+    lengths = [len(one) for one in features]
+    parts, little = parts_of(lengths, tasks, xp=xp), is_little(lengths, recogniser.model.config.width)
+    logits = chain.from_iterable(share([partial(infer_part, rows) for rows in parts], little=little))
     by_row = dict(zip(np.concatenate(parts).tolist(), logits, strict=True))
     return [by_row[row] for row in range(len(features))]
 

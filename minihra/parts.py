@@ -3,9 +3,10 @@
 A part is some utterances of like lengths, padded to their own longest. Gradients of parts are added in one order, so
 that the same number of threads always gives the same bits. A batch that is long enough has two parts at least, so that
 one thread and two give the same bits; a shorter one is a single part, some of whose products other code makes where
-several threads share them. Utterances of a frozen model do not see each other: the parts together give what the
-whole batch gives. Those of a model that trains meet in its batch norms, where the parts add up what they have
-(threads.together): they are computed at the same time, so that there are never more of them than threads.
+several threads share them, unless it is so short that one thread takes it. Utterances of a frozen model do not see
+each other: the parts together give what the whole batch gives. Those of a model that trains meet in its batch norms,
+where the parts add up what they have (threads.together): they are computed at the same time, so that there are never
+more of them than threads.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,17 @@ from minihra.arrays import Array
 from minihra.threads import threads
 
 LEAST_FRAMES = 400  # of features (samples, of a waveform): with fewer in a part the interpreter costs too much
+
+
+LITTLE = 2**22  # frames of features times the squared width of a model
+"""Below this a single part costs one thread no more than several, which wait for each other, and there is less to
+compile in a first run: a short batch of a tiny model, such as the last one of an epoch.
+"""
+
+
+def is_little(lengths: Sequence[int] | Array, width: int) -> bool:
+    """Whether so many frames are little to do for a model of this width."""
+    return int(np.sum(lengths)) * width**2 < LITTLE
 
 
 def parts_of(lengths: Array, tasks: Sequence[str] | None = None, *, least: int = 2, xp: ModuleType = np) -> list[Array]:

@@ -118,14 +118,26 @@ def _as_worker() -> Iterator[None]:
         _HERE.worker = before
 
 
-def share(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
+@contextmanager
+def _for_one(*, little: bool) -> Iterator[None]:
+    """Give a single task all threads, or the caller's alone where there is little to do."""
+    if little:
+        with one_thread_blas(), _as_worker():
+            yield
+    else:
+        yield
+
+
+def share(tasks: Sequence[Callable[[], Result]], *, little: bool = False) -> list[Result]:
     """Run the tasks on all threads, one-thread BLAS in each, and return their results in order.
 
-    The caller's thread is one of them: it need not be woken. A single task has all threads to itself.
+    The caller's thread is one of them: it need not be woken. A single task has all threads to itself, unless there is
+    `little` to do.
     """
     number = threads()  # its first call gives BLAS the number
     if len(tasks) == 1:
-        return [tasks[0]()]
+        with _for_one(little=little):
+            return [tasks[0]()]
     helpers = 0 if alone() else min(number, len(tasks)) - 1
     results, waiting = {}, iter(enumerate(tasks))
 
@@ -169,15 +181,16 @@ class _Meeting:
             raise
 
 
-def together(tasks: Sequence[Callable[[Total], Result]]) -> list[Result]:
+def together(tasks: Sequence[Callable[[Total], Result]], *, little: bool = False) -> list[Result]:
     """Run the tasks at the same time, a thread each, one-thread BLAS in each, and return their results in order.
 
     Each is given a function that returns the sum of what all of them have called it with, in the order of the tasks;
-    they must call it equally often. A single task has all threads to itself.
+    they must call it equally often. A single task has all threads to itself, unless there is `little` to do.
     """
     threads()  # its first call gives BLAS the number
     if len(tasks) == 1:
-        return [tasks[0](whole)]
+        with _for_one(little=little):
+            return [tasks[0](whole)]
     meeting = _Meeting(len(tasks))
     with one_thread_blas(), _workers(len(tasks)) as pool:  # of their own: in a shared one some might wait for a place
         futures = [pool.submit(meeting.attend, place, task) for place, task in enumerate(tasks)]

@@ -18,7 +18,7 @@ from minihra.evaluate import transcribe
 from minihra.graphs import AdaptationGraphs, InferenceGraphs, PretrainingGraphs
 from minihra.model import Loss, backward, ctc_loss, forward, pack_labels
 from minihra.optim import AdamW, clip_by_global_norm
-from minihra.parts import parts_of
+from minihra.parts import is_little, parts_of
 from minihra.recogniser import Adapter, Recogniser, load_hra, load_own, save_backbone, save_hra
 from minihra.speech.augment import SpecAugment
 from minihra.speech.features import pad
@@ -123,7 +123,7 @@ class Pretraining:
         model = replace(self.recogniser.model, frozen=False)
         pack_labels(batch.labels, model.config.labels, self.recogniser.tokenizer.blank)  # tells the row of the batch
         training = model.draw_dropout(self.dropout, *batch.features.shape[:2], rng)
-        parts = parts_of(batch.lengths, least=1, xp=model.xp)
+        parts, little = parts_of(batch.lengths, least=1, xp=model.xp), is_little(batch.lengths, model.config.width)
 
         def gradients_of(rows: Array, total: Total) -> tuple[Loss, Tree, Statistics]:
             part = batch.part(rows, model.xp)
@@ -136,7 +136,7 @@ class Pretraining:
             statistics = tuple(layer.statistics for layer in cache.layers)
             return loss, backward(dlogits, cache).backbone, statistics
 
-        results = together([partial(gradients_of, rows) for rows in parts])
+        results = together([partial(gradients_of, rows) for rows in parts], little=little)
         self._take(results[0][2])  # they are those of the whole batch in each part
         return joined(parts, [(loss, gradients) for loss, gradients, _ in results])
 
@@ -221,7 +221,8 @@ class Adaptation:
         xp = self.recogniser.model.xp
         parts = parts_of(batch.lengths, batch.tasks, xp=xp)
         try:
-            results = share([partial(self.gradients_of, batch.part(rows, xp)) for rows in parts])
+            its_parts = [partial(self.gradients_of, batch.part(rows, xp)) for rows in parts]
+            results = share(its_parts, little=is_little(batch.lengths, self.recogniser.model.config.width))
         except ValueError:  # a mistake is told with its row of the batch, no part's
             group_tasks(batch.tasks, self.adapter.hra.p.heads)
             pack_labels(batch.labels, self.recogniser.model.config.labels, self.recogniser.tokenizer.blank)

@@ -22,9 +22,9 @@ from minihra.blocks.config import ConformerConfig
 from minihra.blocks.initial import initial_conformer
 from minihra.cli import main
 from minihra.evaluate import logits_of
-from minihra.model import backward, ctc_loss, forward, pack_labels
+from minihra.model import backward, ctc_loss, forward, infer, pack_labels
 from minihra.ops import twins_in
-from minihra.parts import LEAST_FRAMES, parts_of
+from minihra.parts import LEAST_FRAMES, is_little, parts_of
 from minihra.recogniser import Adapter, Recogniser
 from minihra.speech.alphabet import Alphabet
 from minihra.threads import alone, one_thread_blas, set_threads, share, threads, together
@@ -89,6 +89,16 @@ def test_the_caller_works_too_and_waits_for_the_others() -> None:
 def test_a_single_task_keeps_the_threads_of_blas() -> None:
     set_threads(2)
     assert share([lambda: (threading.get_ident(), blas_threads())]) == [(threading.get_ident(), {2})]
+
+
+def test_a_single_task_with_little_to_do_has_its_callers_thread_alone() -> None:
+    set_threads(2)
+    its_own = [(threading.get_ident(), True, {1})]
+    assert share([lambda: (threading.get_ident(), alone(), blas_threads())], little=True) == its_own
+    assert together([lambda total: (threading.get_ident(), alone(), blas_threads())], little=True) == its_own
+    with pytest.raises(ZeroDivisionError):
+        share([lambda: 1 // 0], little=True)
+    assert not alone() and blas_threads() == {2}
 
 
 def test_tasks_that_meet_add_up_what_they_bring() -> None:
@@ -338,6 +348,36 @@ def test_the_same_threads_give_the_same_bits() -> None:
         set_threads(number)
         assert found.setdefault(number, bits()) == bits()
     assert found[1] == found[2] != found[3]
+
+
+def test_a_little_batch_gives_what_one_thread_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All bits of it, as the threads share nothing; a larger single part has several threads."""
+    seen = []
+
+    def spied(*given: Any, **how: Any) -> Any:
+        seen.append(alone())
+        return forward(*given, **how)
+
+    monkeypatch.setattr("minihra.trainees.forward", spied)
+    monkeypatch.setattr("minihra.evaluate.infer", lambda *given: (seen.append(alone()), infer(*given))[1])
+    (adapting, batch), (pretraining_, _) = adaptation(), pretraining()
+    little = batch._replace(lengths=batch.lengths // 4, features=batch.features[:, :225])
+    features = [row[: max(1, n)] for row, n in zip(little.features, little.lengths, strict=True)]
+    statistics = pretraining_.recogniser.model.statistics
+    assert is_little(little.lengths, 64) and not is_little(little.lengths, 96)
+    hop, bits = SimpleNamespace(hop=0.01), []
+    for number in (1, 2, 3):
+        set_threads(number)
+        pretraining_._take(statistics)
+        trees = [one.gradients(little, np.random.default_rng(0)) for one in (adapting, pretraining_)]
+        logits = logits_of(adapting.recogniser._replace(features=hop), features, adapting.adapter.hra, batch.tasks)
+        bits.append([leaf.tobytes() for _, leaf in leaves((tuple(trees), tuple(logits)))])
+    assert bits == bits[:1] * 3 and seen == [True] * 9
+    monkeypatch.setattr("minihra.parts.LITTLE", 1)
+    for one in (adapting, pretraining_):
+        one.gradients(little, np.random.default_rng(0))
+    logits_of(adapting.recogniser._replace(features=hop), features, adapting.adapter.hra, batch.tasks)
+    assert seen[9:] == [False] * 3
 
 
 def test_two_users_at_once() -> None:
