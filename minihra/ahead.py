@@ -3,11 +3,14 @@
 Numba compiles with one thread. A backward takes the reference's caches as well as its twin's, so that a process of its
 own can begin there: it computes a tiny forward on the references, and then the loss, the backward and the optimiser's
 step, and of an adaptation the controller and heads, too, with the twins, whose machine code is kept where the first
-process finds it.
+process finds it. Who has pre-trained a model adapts it next: so what an adaptation needs is compiled behind that of a
+training, while it runs, from processor time that nobody else wants.
 """
 
+import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -33,8 +36,10 @@ def compile_ahead(kind: str) -> subprocess.Popen | None:
     return subprocess.Popen([sys.executable, "-m", "minihra.ahead", kind], **streams)
 
 
-def tiny_step(kind: str) -> None:
-    """Compute a tiny step on one thread, as a part of a batch has it: the model's forward on the references."""
+def tiny_step(kind: str, *, whole: bool = False) -> None:
+    """Compute a tiny step on one thread, as a part of a batch has it: the model's forward on the references, unless the
+    `whole` step is asked for.
+    """
     set_threads(1)
     row = Row(kind, **TINY)
     inputs = inputs_of(row)
@@ -45,7 +50,7 @@ def tiny_step(kind: str) -> None:
     else:
         hra = adapter_of(row, inputs, np)
         edit = hra.edit(batch.tasks)
-    with references():
+    with nullcontext() if whole else references():
         logits, cache = forward(model, batch.features, batch.lengths, edit, training)
     labels = pack_labels(batch.labels, logits.shape[2])
     if kind == "training":  # whose backward takes long enough: the first process compiles that of the loss
@@ -60,5 +65,14 @@ def tiny_step(kind: str) -> None:
     AdamW().clipped_update(parameters, gradients, RATE, 1.0)
 
 
+def main(kind: str) -> None:
+    """Be the other process."""
+    tiny_step(kind)
+    if kind == "training":
+        if hasattr(os, "nice"):
+            os.nice(19)
+        tiny_step("adaptation", whole=True)
+
+
 if __name__ == "__main__":
-    tiny_step(sys.argv[1])
+    main(sys.argv[1])

@@ -2,9 +2,9 @@
 
 Threads take whole utterances (parts.py), and BLAS runs with one thread in each: a product that many threads enter
 together is slower, and pools of threads that wait for each other slower still. Where there is but one part, such as a
-single recording, threads of OpenMP, which wake sooner, share its rows (kernels/cpu/product.py, attention.py, heads.py).
-The number is that of MINIHRA_THREADS in the environment or of `set_threads`, else that of the processors which the
-process may use.
+single recording, threads of OpenMP, which wake sooner, share its rows (kernels/cpu/product.py, attention.py, heads.py);
+if it is little to do, the caller's thread takes it. The number is that of MINIHRA_THREADS in the environment or of
+`set_threads`, else that of the processors which the process may use.
 """
 
 import os

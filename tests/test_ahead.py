@@ -4,12 +4,15 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from minihra import ahead, demo, training_commands
 from minihra.cli import main
-from minihra.ops import references, twins_in
+from minihra.model import forward
+from minihra.ops import Switch, references, twins_in
+from minihra.threads import set_threads, threads
 from tests.tones import Bench, adapt, pretrain, write_corpus
 
 if twins_in("compiled") is None:
@@ -27,9 +30,37 @@ FIRST = {"_front_end", "_attend", "_swish", "_gates", "_maps", "_log_softmax", "
 def test_it_keeps_its_part(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
-    subprocess.run([sys.executable, "-m", "minihra.ahead", kind], check=True)
+    subprocess.run([sys.executable, "-c", f"from minihra.ahead import tiny_step; tiny_step({kind!r})"], check=True)
     kept = {path.name.partition(".")[2].partition("-")[0] for path in tmp_path.rglob("*.nbi")}
     assert kept >= AHEAD[kind] and not kept & (FIRST - AHEAD[kind])
+
+
+def test_what_an_adaptation_needs_comes_behind_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it, and only from time that nobody else wants."""
+    done: list[object] = []
+    monkeypatch.setattr(ahead, "tiny_step", lambda kind, *, whole=False: done.append((kind, whole)))
+    monkeypatch.setattr(ahead.os, "nice", done.append, raising=False)
+    ahead.main("adaptation")
+    assert done == [("adaptation", False)]
+    ahead.main("training")
+    assert done[1:] == [("training", False), 19, ("adaptation", True)]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_whole_step_has_the_twins_in_its_forward(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def spied(*given: Any) -> Any:
+        seen.append(Switch.off > 0)
+        return forward(*given)
+
+    monkeypatch.setattr(ahead, "forward", spied)
+    before = threads()
+    try:
+        ahead.tiny_step("adaptation", whole=whole)
+    finally:
+        set_threads(before)
+    assert seen == [not whole]
 
 
 def test_commands_that_train_start_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
