@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from minihra.allocator import keep_freed_memory
-from minihra.bench_floor import floor_of, rehearsed
-from minihra.bench_rows import Row, inputs_of
+from minihra.bench_floor import operations_of, products_run, rehearsed
+from minihra.bench_rows import Row, Run, inputs_of
 from minihra.bench_runs import runs_of
 from minihra.threads import set_threads, threads
 
@@ -51,6 +51,17 @@ def copy_speed() -> float:
     return 2 * source.nbytes / min(times)
 
 
+def seconds_of(run: Run) -> float:
+    """Return the median time of a run that has warmed up."""
+    run()
+    times = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
 def main() -> None:
     """Profile a step."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -62,15 +73,9 @@ def main() -> None:
     keep_freed_memory()
     row, number = Row("adaptation", **vars(arguments)), threads()
     step = runs_of(row, inputs_of(row))["ours"]
-    step()
-    times = []
-    for _ in range(STEPS):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    floor = floor_of(row)
-    print(f"{row.name}: {1e3 * np.median(times):.0f} ms with {number} threads")
-    print(f"products alone {1e3 * floor.seconds:.0f} ms ({floor.operations / floor.seconds / 1e9:.0f} GFLOP/s)")
+    whole, products = seconds_of(step), seconds_of(products_run(row))
+    print(f"{row.name}: {1e3 * whole:.0f} ms with {number} threads")
+    print(f"products alone {1e3 * products:.0f} ms ({operations_of(row) / products / 1e9:.0f} GFLOP/s)")
     made = rehearsed(row).made
     print(f"memory alone {1e3 * 2 * made / copy_speed():.0f} ms ({made / 1e6:.0f} MB of arrays)\n")
     set_threads(1)

@@ -5,7 +5,8 @@
 
 Each side of a row has a fresh process with a clean environment and the same number of threads, and builds the same
 model and batch from the same arrays. First the twins of the kernels are compared with their references; then each side
-warms up, and they take turns, A B A B. The rival's file offers `runs_of(row, inputs)`, which for a GPU also takes
+warms up, and they take turns, A B A B; a third side, which makes the products of a step in NumPy and nothing else, with
+them. The rival's file offers `runs_of(row, inputs)`, which for a GPU also takes
 `device` and `tf32` by name: by name, what it can do the same with; the fastest of them counts, and one that fails is
 left out and told. `gpu_memory(reset)` of that file, if it has one, tells the most bytes on the GPU since a reset.
 Medians are of `--turns` measurements; the numbers that both sides return must agree.
@@ -23,9 +24,9 @@ import numpy as np
 from tqdm import tqdm
 
 from minihra.bench_bandwidth import share_of_copy
-from minihra.bench_floor import Floor, floor_of
+from minihra.bench_floor import operations_of
 from minihra.bench_rows import Row, all_rows, inputs_of
-from minihra.bench_side import ON_CPU, Side, Where, load_rival
+from minihra.bench_side import ON_CPU, PRODUCTS, Side, Where, load_rival
 from minihra.bench_twins import check_twins
 from minihra.checkpoint import write_json
 from minihra.device import array_module_for
@@ -42,24 +43,27 @@ def measure(row: Row, rival: str | None, turns: int, where: Where = ON_CPU) -> d
     Raises:
         ValueError: the two sides disagree, or one cannot run.
     """
+    operations = operations_of(row) if where.device == "cpu" else 0
     with ExitStack() as stack:
         inputs = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "inputs.npz"
         np.savez(inputs, **inputs_of(row))
-        ours, *others = [stack.enter_context(Side(side, row, inputs, where)) for side in ("ours", rival) if side]
+        names = ["ours", *([rival] if rival else []), *([PRODUCTS] if operations else [])]
+        sides = {name: stack.enter_context(Side(name, row, inputs, where)) for name in names}
         for turn in range(-WARM_UPS, turns):
-            for side in (ours, *others):
+            for side in sides.values():
                 side.turn(keep=turn >= 0)
+    ours = sides["ours"]
     result: dict[str, Any] = {"row": row.name, "ours": median(ours.seconds["ours"]), "memory": ours.memory["ours"]}
     result["first"] = ours.first["ours"]
     if "dense" in ours.seconds:
         result["to dense"] = result["ours"] / median(ours.seconds["dense"])
     if "copy" in ours.seconds:
         result["of copy"] = share_of_copy(row, result["ours"], median(ours.seconds["copy"]))
-    floor: Floor | None = floor_of(row) if where.device == "cpu" else None
-    if floor is not None:
-        result |= {"gflops": floor.operations / result["ours"] / 1e9, "products": floor.seconds / result["ours"]}
-    for other in others:
-        result |= beside(row, ours, other, AGREE_TF32 if where.tf32 else AGREE)
+    if operations:
+        products = median(sides[PRODUCTS].seconds[PRODUCTS])
+        result |= {"gflops": operations / result["ours"] / 1e9, "products": products / result["ours"]}
+    if rival:
+        result |= beside(row, ours, sides[rival], AGREE_TF32 if where.tf32 else AGREE)
     return result
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from minihra.bench_floor import products_run
 from minihra.bench_rows import Row, Run
 from minihra.bench_runs import runs_of
 from minihra.device import array_module_for
@@ -50,6 +51,9 @@ class Where:
 
 ON_CPU = Where()
 
+PRODUCTS = "products"
+"""The side, and what it runs, of a step's products alone."""
+
 
 def load_rival(path: str, where: Where) -> ModuleType:
     """Return the module of a file, which has a function `runs_of`.
@@ -79,6 +83,8 @@ def built(side: str, row: Row, inputs: dict[str, Any], where: Where) -> tuple[di
         for file in (TWINS | UNPAIRED).values():  # so that Numba's own memory does not count as a step's
             twins_in(file)
         return runs, host_memory
+    if side == PRODUCTS:
+        return {PRODUCTS: products_run(row)}, host_memory
     rival = load_rival(side, where)
     if where.device == "cpu":
         return rival.runs_of(row, inputs), host_memory

@@ -15,7 +15,7 @@ import pytest
 from minihra import bench_side, bench_twins
 from minihra.bench import beside, measure
 from minihra.bench_bandwidth import COPIED, FROZEN, arguments_of, least_bytes, share_of_copy
-from minihra.bench_floor import floor_of, rehearsed
+from minihra.bench_floor import operations_of, products_run, rehearsed
 from minihra.bench_rows import PATTERNS, Row, all_rows, inputs_of, tasks_by
 from minihra.bench_runs import runs_of
 from minihra.bench_side import ON_CPU, Where, load_rival, number, timed
@@ -306,10 +306,25 @@ def test_products_are_those_of_the_model() -> None:
     assert products[1, N, 12, 48] == 2 * 2 + 2  # up in two layers; down turned, in the one layer that has a backward
     assert products[1, N, 12, 3 * 64] == 2  # the GRU's gates
     assert sum(n * rows for (_, rows, I, _), n in products.items() if I == 9 * 12) == N * 20  # 80 mels halved twice
-    floor = floor_of(row)
-    assert floor.operations == sum(2 * n * int(np.prod(shape)) for shape, n in products.items())
-    assert floor.seconds > 0
-    assert floor_of(Row("ctc")) is None
+    assert operations_of(row) == sum(2 * n * int(np.prod(shape)) for shape, n in products.items()) > 0
+    assert operations_of(Row("ctc")) == 0
+
+
+def test_products_are_made_as_often_as_a_step_makes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with arrays of its shape, which are made before."""
+    row, made = Row("adaptation", width=12, layers=2, batch=3, frames=64, tasks=2), Counter()
+
+    class Spied(np.ndarray):
+        def __matmul__(self, b: np.ndarray) -> np.ndarray:
+            made[*self.shape, b.shape[2]] += 1
+            return np.zeros((1, 1, 1), np.float32)
+
+    rng = SimpleNamespace(standard_normal=lambda shape, dtype: np.zeros(shape, dtype).view(Spied))
+    with monkeypatch.context() as context:
+        context.setattr(np.random, "default_rng", lambda _: rng)
+        run = products_run(row)
+    assert run() == 0 and made == rehearsed(row).products
+    assert np.isfinite(products_run(row)())
 
 
 def test_twins_are_checked_first(monkeypatch: pytest.MonkeyPatch) -> None:
