@@ -4,7 +4,7 @@
 
 The step is that of `minihra bench`. Its parts are those of one thread, as the profiler of Python sees them: a compiled
 loop counts for the file where it stands, a product for the one that calls it. The floors are those of all threads: the
-products alone, each timed in NumPy, and the arrays that a step makes, written once and read once at the speed of a copy
+products alone, made in NumPy, and the arrays that a step makes, written once and read once at the speed of a copy
 in main memory (those that stay in a cache take less).
 """
 

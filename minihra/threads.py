@@ -10,7 +10,7 @@ if it is little to do, the caller's thread takes it. The number is that of MINIH
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache, reduce
 from threading import Barrier, BrokenBarrierError, Lock, local
 from typing import Any, TypeVar
@@ -111,21 +111,13 @@ def alone() -> bool:
 
 @contextmanager
 def _as_worker() -> Iterator[None]:
+    """Let the caller have but its own thread, with one-thread BLAS."""
     before, _HERE.worker = getattr(_HERE, "worker", False), True
     try:
-        yield
+        with one_thread_blas():
+            yield
     finally:
         _HERE.worker = before
-
-
-@contextmanager
-def _for_one(*, little: bool) -> Iterator[None]:
-    """Give a single task all threads, or the caller's alone where there is little to do."""
-    if little:
-        with one_thread_blas(), _as_worker():
-            yield
-    else:
-        yield
 
 
 def share(tasks: Sequence[Callable[[], Result]], *, little: bool = False) -> list[Result]:
@@ -136,7 +128,7 @@ def share(tasks: Sequence[Callable[[], Result]], *, little: bool = False) -> lis
     """
     number = threads()  # its first call gives BLAS the number
     if len(tasks) == 1:
-        with _for_one(little=little):
+        with _as_worker() if little else nullcontext():
             return [tasks[0]()]
     helpers = 0 if alone() else min(number, len(tasks)) - 1
     results, waiting = {}, iter(enumerate(tasks))
@@ -145,7 +137,7 @@ def share(tasks: Sequence[Callable[[], Result]], *, little: bool = False) -> lis
         for place, task in waiting:
             results[place] = task()
 
-    with one_thread_blas(), _as_worker():
+    with _as_worker():
         others = [_pool(number - 1).submit(work) for _ in range(helpers)]
         try:
             work()
@@ -189,7 +181,7 @@ def together(tasks: Sequence[Callable[[Total], Result]], *, little: bool = False
     """
     threads()  # its first call gives BLAS the number
     if len(tasks) == 1:
-        with _for_one(little=little):
+        with _as_worker() if little else nullcontext():
             return [tasks[0](whole)]
     meeting = _Meeting(len(tasks))
     with one_thread_blas(), _workers(len(tasks)) as pool:  # of their own: in a shared one some might wait for a place
