@@ -38,15 +38,19 @@ def test_it_keeps_its_part(kind: str, tmp_path: Path, monkeypatch: pytest.Monkey
     assert kept >= AHEAD[kind] and not kept & (FIRST - AHEAD[kind])
 
 
-def test_what_an_adaptation_needs_comes_behind_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("idle", [True, False], ids=["Linux", "others"])
+def test_what_an_adaptation_needs_comes_behind_a_training(idle: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it, and only from time that nobody else wants."""
     done: list[object] = []
     monkeypatch.setattr(ahead, "tiny_step", lambda kind, *, whole=False: done.append((kind, whole)))
-    monkeypatch.setattr(ahead.os, "nice", done.append, raising=False)
+    system = SimpleNamespace(nice=done.append)
+    if idle:
+        system = SimpleNamespace(SCHED_IDLE=5, sched_param=int, sched_setscheduler=lambda *given: done.append(given))
+    monkeypatch.setattr(ahead, "os", system)
     ahead.main("adaptation")
     assert done == [("adaptation", False)]
     ahead.main("training")
-    assert done[1:] == [("training", False), 19, ("adaptation", True)]
+    assert done[1:] == [("training", False), (0, 5, 0) if idle else 19, ("adaptation", True)]
 
 
 @pytest.mark.parametrize("whole", [False, True])
