@@ -21,8 +21,8 @@ LEAST_FRAMES = 400  # of features (samples, of a waveform): with fewer in a part
 
 
 LITTLE = 2**22  # frames of features times the squared width of a model
-"""Below this a single part costs one thread no more than several, which wait for each other, and there is less to
-compile in a first run: a short batch of a tiny model, such as the last one of an epoch.
+"""Below this one thread takes about as long for a single part as several, which wait for each other, and a first run
+has less to compile: a short batch of a tiny model, such as the last one of an epoch.
 """
 
 

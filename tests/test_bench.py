@@ -271,6 +271,29 @@ def test_two_sides_take_turns(tmp_path: Path) -> None:
     assert calls.count("fast") > 100  # what is short is repeated in the others
 
 
+def test_products_are_a_share_of_our_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a side that takes turns with ours."""
+    turns = []
+
+    class Fixed:
+        def __init__(self, side: str, *_: Any) -> None:
+            self.side, self.memory, self.first = side, {"ours": 1}, {"ours": 1.0}
+            self.seconds = {side: [{"ours": 4.0, "products": 1.0}[side]]}
+
+        def __enter__(self) -> "Fixed":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def turn(self, keep: bool) -> None:
+            turns.append((self.side, keep))
+
+    monkeypatch.setattr("minihra.bench.Side", Fixed)
+    result = measure(TINY, None, turns=2)
+    assert result["products"] == 0.25 and result["gflops"] == operations_of(TINY) / 4e9
+    assert turns == [(side, keep) for keep in (False, False, True, True) for side in ("ours", "products")]
+
+
 def test_a_rival_that_computes_something_else_is_found_out(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ours gives .*, fast of .*rival\.py 1e\+06"):
         measure(TINY, rival(tmp_path, 1e6), turns=1)
@@ -324,7 +347,8 @@ def test_products_are_made_as_often_as_a_step_makes_them(monkeypatch: pytest.Mon
         context.setattr(np.random, "default_rng", lambda _: rng)
         run = products_run(row)
     assert run() == 0 and made == rehearsed(row).products
-    assert np.isfinite(products_run(row)())
+    seconds, value = timed(products_run(row), on_gpu=False, again=False)
+    assert seconds > 0 and np.isfinite(value)
 
 
 def test_twins_are_checked_first(monkeypatch: pytest.MonkeyPatch) -> None:
