@@ -102,6 +102,7 @@ def training_run(row: Row, inputs: dict[str, Any], xp: ModuleType) -> Run:
 def inference_run(row: Row, inputs: dict[str, Any], xp: ModuleType) -> Run:
     """Return the frozen backbone and the HRA on one batch."""
     recogniser, hra = recogniser_of(row, inputs, xp), adapter_of(row, inputs, xp)
+    recogniser = recogniser._replace(model=recogniser.model.settled())
     features, tasks = list(inputs["features"]), inputs["tasks"]
     graphs = None if xp is np else InferenceGraphs(recogniser.model, hra)
     return lambda: float(np.concatenate(infer_parts(recogniser, features, hra, tasks, graphs)).mean())

@@ -109,6 +109,7 @@ def outputs_of(
     parts = [(i, n, chunk) for i, chunks in enumerate(pieces) for n, chunk in enumerate(chunks)]
     lengths = [chunk.stop - chunk.start for _, _, chunk in parts]
     outputs: dict[int, dict[int, Array]] = {}
+    recogniser = recogniser._replace(model=recogniser.model.settled())
     most, stride = round(TOGETHER / recogniser.features.hop), recogniser.model.config.front_end.stride
     with tqdm(desc="recognising", total=len(parts), unit="piece", disable=None, leave=False) as bar:
         for batch in batches_of(lengths, most):

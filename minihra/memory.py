@@ -89,12 +89,12 @@ class Rehearsal(Conformer):
             positions = xp.empty((2 * T - 1, config.width))
         elif config.position.startswith("rotary"):
             positions = RotaryTable(*(xp.empty((T, config.width // config.heads)) for _ in range(2)))
-        return x, Context(valid, positions, None), None
+        return x, Context(valid, positions, None, self.kept), None
 
 
 def rehearsal(config: ConformerConfig, xp: Weightless) -> Rehearsal:
     """Return a model of weightless parameters."""
-    return Rehearsal(config, *map(xp.parameters, conformer_shapes(config)))
+    return Rehearsal(config, *map(xp.parameters, conformer_shapes(config))).settled()
 
 
 def rehearse_infer(

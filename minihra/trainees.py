@@ -192,7 +192,8 @@ class Adaptation:
 
     def _bind(self) -> None:
         """Make what belongs to the arrays of this adapter, which move to where the model is."""
-        model, hra, blank = self.recogniser.model, self.adapter.hra, self.recogniser.tokenizer.blank
+        model, hra, blank = self.recogniser.model.settled(), self.adapter.hra, self.recogniser.tokenizer.blank
+        self.recogniser = self.recogniser._replace(model=model)
         hra.move(model.xp)
         how = {"train_controller": self.train_controller, "recompute": self.recompute}
         self._graphs = AdaptationGraphs(model, hra, blank=blank, **how)

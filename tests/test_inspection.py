@@ -101,12 +101,12 @@ def test_the_memory_is_that_of_the_model(name: str, size: tuple[int, int]) -> No
     hra.add_task("task")
 
     def inference() -> None:
-        infer(model, np.zeros((B, T, config.mels), np.float32), np.full(B, T))
+        infer(model.settled(), np.zeros((B, T, config.mels), np.float32), np.full(B, T))
 
     def step(recompute: bool = False) -> None:
         edit = hra.edit(["task"] * B)
         features = np.ones((B, T, config.mels), np.float32)
-        logits, cache = forward(model, features, np.full(B, T), edit, recompute=recompute)
+        logits, cache = forward(model.settled(), features, np.full(B, T), edit, recompute=recompute)
         del features
         with np.errstate(all="ignore"):
             backward(ctc_loss(logits, cache.context.valid, same_labels(B, labels))[1], cache)

@@ -7,6 +7,7 @@ multiple of STRIP. The threads of OpenMP share the heads of a batch, unless the 
 """
 
 import math
+from functools import partial
 
 import numpy as np
 from numba import prange
@@ -34,12 +35,13 @@ from minihra.kernels.cpu.product import (
     after,
     matrix,
     multiply,
+    portions_of,
     product,
     turn_square,
     turned_product,
 )
 from minihra.layers.attention import AttentionCache, Reach
-from minihra.layers.relative_attention import RelativeAttentionCache, RelativePositionParams
+from minihra.layers.relative_attention import Projections, RelativeAttentionCache, RelativePositionParams
 from minihra.layers.softmax import MaskedSoftmaxCache
 
 
@@ -111,8 +113,9 @@ def _attend(
     """Let weights (B, A, T, T) and y (B, T, A, D) be those of the pairs low ... high of a head and an utterance.
 
     `mask` (B, strips of T) is 0 on valid frames and LOWEST elsewhere: scores start from it. Attention reaches `left`
-    frames before a query and `right` after it. r (A, D, 2T - 1 + STRIP) are projected positions T-1, ..., -(T-1), each
-    row of one feature; it is empty where positions count for nothing. `none` (A, strips of D) are zeros.
+    frames before a query and `right` after it. r (A, D, 2T - 1 + STRIP) are projected positions T-1, ..., -(T-1), or
+    those of more frames, each row of one feature; it is empty where positions count for nothing. `none` (A, strips of
+    D) are zeros.
 
     Room, with zeros: four (wide, across), that is strips of T and of D, one (across, wide), and of ROWS rows one with
     3 STRIP more than wide, one wide and one across.
@@ -120,7 +123,7 @@ def _attend(
     (B, T, A, D), wide, number, positions = q.shape, mask.shape[1], q.dtype.type(0), len(r) > 0
     four, turned, scores, near, out = room
     to_content, to_position, rows, values = four[0], four[1], four[2], four[3]
-    across, apart = four.shape[2], scores.shape[1]
+    across, apart, longest = four.shape[2], scores.shape[1], (r.shape[2] - STRIP + 1) // 2
     for pair in range(low, high):
         a, b = pair // B, pair % B
         _gather(k, b, a, none, ONE, rows)
@@ -142,7 +145,7 @@ def _attend(
                 # The nearest position that they see is that of the last query and key 0, in whose row the first column
                 # is key 0's; in the row before it is key -1's: rows that are 1 longer are shifted by 1.
                 shifted = Matrix(its_scores.base, STRIP - (n - 1), apart + 1, 1)
-                nearest = Matrix(matrix(r).base, a * D * r.shape[2] + T - t - n, r.shape[2], 1)
+                nearest = Matrix(matrix(r).base, a * D * r.shape[2] + longest - t - n, r.shape[2], 1)
                 its = after(matrix(to_position), t * across)
                 multiply(number, n, D, strips(T + n - 1), its, nearest, shifted, shifted)
             for i in range(n):
@@ -215,13 +218,13 @@ def _attend_back(
 ) -> None:
     """Let dq, dk, dvalue (B, T, A, D) be those of the pairs low ... high for dy (B, T, A, D).
 
-    Here a row of r (A, 2T - 1, strips of D) is one position. Add to dr (A, 2T - 1, strips of D), du and dv (A, D) what
-    they get, where dr is not empty. `none` (A, strips of T or of D, whichever are more) are zeros.
+    Here a row of r (A, 2T - 1, strips of D) is one position; it may be of more frames. Add to dr, which is like r, du
+    and dv (A, D) what they get, where dr is not empty. `none` (A, strips of T or of D, whichever are more) are zeros.
 
     Room, with zeros: five (wide, across), one (across, wide), ds (T, wide + 3 STRIP), and out of T rows and of ROWS.
     """
     (B, T, A, D), R, across, number = q.shape, r.shape[1], r.shape[2], q.dtype.type(0)
-    wide, positions, params = strips(T), len(r) > 0, len(dr) > 0
+    wide, positions, params, longest = strips(T), len(r) > 0, len(dr) > 0, (R + 1) // 2
     five, turned, ds, out, by_position = room
     to_content, to_position, keys, rows, its_dy = five[0], five[1], five[2], five[3], five[4]
     apart, all_ds, zeros = ds.shape[1], after(matrix(ds), STRIP), Matrix(matrix(none).base, 0, 0, 1)
@@ -241,7 +244,7 @@ def _attend_back(
                 _softmax_back(weights, b, a, t + i, scale, ds)
             multiply(number, n, T, across, its_ds, matrix(keys), zeros, matrix(out))
             if positions:  # shifted as forward; beside the scores there are zeros
-                nearest, shifted = (a * R + T - t - n) * across, its_ds.first - (n - 1)
+                nearest, shifted = (a * R + longest - t - n) * across, its_ds.first - (n - 1)
                 its, to = Matrix(its_ds.base, shifted, apart + 1, 1), matrix(by_position)
                 multiply(number, n, T + n - 1, across, its, after(matrix(r), nearest), zeros, to)
                 if params:
@@ -325,7 +328,7 @@ def attend(
     must_have((B, T, A, D), k, value)
     must_have((A, D), u, v)
     if len(turned):
-        must_have((A, D, 2 * T - 1 + STRIP), turned)
+        must_have((A, D, max(turned.shape[2], 2 * T - 1 + STRIP)), turned)
     q, k, value = (xp.ascontiguousarray(x) for x in (q, k, value))
     weights, y = xp.empty((B, A, T, T), q.dtype), xp.empty(q.shape, q.dtype)
     mask = xp.full((B, strips(T)), LOWEST, q.dtype)
@@ -342,27 +345,33 @@ def attend(
     return y, weights
 
 
+def in_strips(r: Array) -> Array:
+    """Return the positions r (A, R, D) as rows of strips: (A, R, strips of D)."""
+    rows = array_module(r).zeros((*r.shape[:2], strips(r.shape[2])), r.dtype)
+    rows[..., : r.shape[2]] = r
+    return rows
+
+
 def attend_back(
-    dy: Array, q: Array, k: Array, value: Array, r: Array, u: Array, v: Array, weights: Array, params: bool
+    dy: Array, q: Array, k: Array, value: Array, rows: Array, u: Array, v: Array, weights: Array, params: bool
 ) -> tuple[Array, Array, Array, Array, Array, Array]:
     """Return dq, dk, dvalue (B, T, A, D), dr (A, 2T - 1, D), du and dv (A, D), the last three without content if no
-    `params` are trained.
+    `params` are trained. `rows` (A, 2T - 1, strips of D) are positions, or those of more frames.
     """
     xp, (B, T, A, D) = array_module(dy), dy.shape
     must_have((B, T, A, D), q, k, value)
     must_have((B, A, T, T), weights)
-    if len(r):
-        must_have((A, 2 * T - 1, D), r)
+    if len(rows):
+        must_have((A, max(rows.shape[1], 2 * T - 1), strips(D)), rows)
     dy, q, k, value, weights = (xp.ascontiguousarray(x) for x in (dy, q, k, value, weights))
     wide, across, bounds, dtype = strips(T), strips(D), bounds_for(B * A, weights.size), dy.dtype
-    rows, heads = xp.zeros((*r.shape[:2], across), dtype), A if params else 0
-    rows[..., :D] = r
+    heads = A if params else 0
     dq, dk, dvalue = (xp.empty(dy.shape, dtype) for _ in range(3))
     dr, du, dv = sums = for_portions(dy, bounds, (heads, *rows.shape[1:]), (heads, D), (heads, D))
     shapes = (5, wide, across), (across, wide), (T, wide + 3 * STRIP), (T, across), (ROWS, across)
     rooms, none = for_portions(dy, bounds, *shapes), xp.zeros((A, max(wide, across)), dtype)
     arrays = dy, q, k, value, rows, u, v, weights, per_root(D, dtype), dq, dk, dvalue
-    products = head_products(B, T, A, D, 1, 4 + params if len(r) else 3)
+    products = head_products(B, T, A, D, 1, 4 + params if len(rows) else 3)
     if len(bounds) > 2:
         launch(_shared_attend_back, *arrays, *sums, none, rooms, bounds, products=products)
     else:
@@ -386,9 +395,19 @@ def attention_backward(dy: Array, cache: AttentionCache) -> tuple[Array, Array, 
     xp, (_, _, A, D) = array_module(dy), dy.shape
     q, k, value, (weights,) = cache
     no_bias = xp.zeros((A, D), dy.dtype)
-    its, no_positions = map(by_head, (q, k, value)), xp.empty((0, 0, D), dy.dtype)
+    its, no_positions = map(by_head, (q, k, value)), xp.empty((0, 0, strips(D)), dy.dtype)
     dq, dk, dvalue, *_ = attend_back(dy, *its, no_positions, no_bias, no_bias, weights, False)
     return dq, dk, dvalue
+
+
+MOST_FRAMES = 1024
+"""Of an utterance whose projected positions are kept: in a longer one they are little beside its T x T scores."""
+
+
+def middle(r: Array, T: int) -> Array:
+    """View the positions r (A, D, R) of T frames or more as those of T: (A, D, 2T-1)."""
+    longest = (r.shape[2] + 1) // 2
+    return r[:, :, longest - T : longest + T - 1]
 
 
 def project(positions: Array, p: RelativePositionParams, T: int) -> Array:
@@ -411,21 +430,32 @@ def relative_attention_forward(
     *,
     reach: Reach = None,
     params: bool = True,
+    kept: Projections | None = None,
 ) -> tuple[Array, RelativeAttentionCache]:
-    """Attend: q, k, value (B, T, A, D), positions (2T-1, C), valid (B, T) -> y (B, T, A, D), 0 on padded frames."""
-    turned = project(positions, p, q.shape[1])
+    """Attend: q, k, value (B, T, A, D), positions (2T-1, C), valid (B, T) -> y (B, T, A, D), 0 on padded frames.
+
+    With `kept` frozen parameters project positions once, if tiles do, whose bits do not depend on how many there are.
+    """
+    T, (A, D) = q.shape[1], p.u.shape
+    if params or T > MOST_FRAMES or not portions_of(A * D, len(p.W) // 2, T):
+        kept = None
+    make = partial(project, positions, p, T)
+    turned = make() if kept is None else kept.of(p.W, "by feature", T, make)
     y, weights = attend(q, k, value, turned, p.u, p.v, valid, reach)
-    r, by_heads = turned[:, :, :-STRIP].swapaxes(1, 2), map(by_head, (q, k, value))
-    return y, RelativeAttentionCache(*by_heads, r, MaskedSoftmaxCache(weights), positions if params else None, p)
+    r, by_heads = middle(turned[:, :, :-STRIP], T).swapaxes(1, 2), map(by_head, (q, k, value))
+    return y, RelativeAttentionCache(*by_heads, r, MaskedSoftmaxCache(weights), positions if params else None, p, kept)
 
 
 def relative_attention_backward(
     dy: Array, cache: RelativeAttentionCache
 ) -> tuple[Array, Array, Array, RelativePositionParams | None]:
     """Return dq, dk, dvalue (B, T, A, D) and dp for dy (B, T, A, D)."""
-    q, k, value, r, (weights,), positions, p = cache
+    q, k, value, r, (weights,), positions, p, kept = cache
     its, params = map(by_head, (q, k, value)), positions is not None
-    dq, dk, dvalue, dr, du, dv = attend_back(dy, *its, r, p.u, p.v, weights, params)
+    must_have((len(p.u), 2 * dy.shape[1] - 1, p.u.shape[1]), r)
+    make = partial(in_strips, r)
+    rows = make() if kept is None else kept.of(p.W, "by position", dy.shape[1], make)
+    dq, dk, dvalue, dr, du, dv = attend_back(dy, *its, rows, p.u, p.v, weights, params)
     if not params:
         return dq, dk, dvalue, None
     dW = turned_product(positions, dr.swapaxes(0, 1).reshape(len(positions), -1))

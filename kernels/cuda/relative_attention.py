@@ -16,7 +16,7 @@ from minihra.kernels.cuda.launch import contiguous, per_warp
 from minihra.kernels.cuda.products import product
 from minihra.kernels.cuda.sums import column_sums
 from minihra.layers.attention import Reach
-from minihra.layers.relative_attention import RelativeAttentionCache, RelativePositionParams
+from minihra.layers.relative_attention import Projections, RelativeAttentionCache, RelativePositionParams
 from minihra.layers.shaw_attention import ShawAttentionCache, ShawPositionParams
 
 
@@ -45,8 +45,12 @@ def relative_attention_forward(
     *,
     reach: Reach = None,
     params: bool = True,
+    kept: Projections | None = None,
 ) -> tuple[Array, RelativeAttentionCache]:
-    """Attend: q, k, value (B, T, A, D), positions (2T-1, C), valid (B, T) -> y (B, T, A, D), 0 on padded frames."""
+    """Attend: q, k, value (B, T, A, D), positions (2T-1, C), valid (B, T) -> y (B, T, A, D), 0 on padded frames.
+
+    Nothing is `kept` here: a recorded step (capture.py) owns the memory of what it makes.
+    """
     xp, (B, T, A, _) = array_module(q), q.shape
     r = project(positions, p).swapaxes(0, 1)  # (A, R, D)
     heads = split_heads(q, k, value, p.u, p.v)
@@ -61,7 +65,7 @@ def relative_attention_backward(
     dy: Array, cache: RelativeAttentionCache
 ) -> tuple[Array, Array, Array, RelativePositionParams | None]:
     """Return dq, dk, dvalue (B, T, A, D) and dp for dy (B, T, A, D)."""
-    q, k, value, r, weights, positions, p = cache
+    q, k, value, r, weights, positions, p, _ = cache
     xp, params, (A, D) = array_module(dy), positions is not None, p.u.shape
     heads = split_heads(q.swapaxes(1, 2), dy, u=p.u, v=p.v if params else None)
     dvalue, ds, dw = attend_backward(heads.k_by_head, value, weights, shifted=True)

@@ -3,7 +3,7 @@
 features (B, T, F) -> front end -> L blocks -> (norm ->) readout -> logits (B, T', V)
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ from minihra.blocks.subsampling import (
 )
 from minihra.layers.linear import LinearCache
 from minihra.layers.norms import LayerNormCache
+from minihra.layers.relative_attention import Projections
 from minihra.masks import valid_from_lengths
 from minihra.ops import draw_keep, layer_norm_backward, layer_norm_forward, linear_backward, linear_forward
 from minihra.tree import Tree
@@ -54,6 +55,7 @@ class Conformer:
     p: ConformerParams
     statistics: Statistics
     frozen: bool = True
+    kept: Projections | None = None  # see `settled`
     sites = SITES
 
     @property
@@ -70,6 +72,12 @@ class Conformer:
     def widths(self) -> tuple[int, ...]:
         """The width C of each layer's output."""
         return (self.config.width,) * self.depth
+
+    def settled(self) -> "Conformer":
+        """Return this model, frozen, as one whose weights nobody moves any more: what its layers compute from them
+        alone, they compute once.
+        """
+        return self if self.frozen and self.kept is not None else replace(self, frozen=True, kept=Projections())
 
     def embed(
         self, inputs: Array, lengths: Array, training: Training | None = None
@@ -99,7 +107,8 @@ class Conformer:
         else:
             x, valid, cache = stages_forward(inputs, valid, self.p.front_end, stages=form.stages, params=params)
         positions = position_table(x.shape[1], x.shape[2], self.config.form.attention, x.dtype, xp)
-        return x, Context(xp.ascontiguousarray(valid), positions, training), cache if params else None
+        context = Context(xp.ascontiguousarray(valid), positions, training, self.kept if self.frozen else None)
+        return x, context, cache if params else None
 
     def embed_backward(self, dx: Array, cache: FrontEndCache) -> SubsamplingParams | tuple[StageParams, ...]:
         """Return the gradient of the front end for dx (B, T', C)."""

@@ -119,7 +119,14 @@ def branch_forward(
     match site:
         case "attention":
             u, cache = self_attention_forward(
-                x, context.positions, context.valid, p.attention, form=form.attention, eps=form.eps, params=params
+                x,
+                context.positions,
+                context.valid,
+                p.attention,
+                form=form.attention,
+                eps=form.eps,
+                params=params,
+                kept=context.kept,
             )
         case "conv":
             u, statistics, cache = convolution_forward(

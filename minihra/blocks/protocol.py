@@ -37,6 +37,7 @@ class Context(NamedTuple):
     valid: Array  # (B, T)
     positions: Any  # the table of blocks/self_attention.py
     training: Training | None
+    kept: Any = None  # what layers whose weights nobody moves have computed from them alone: Projections, or nothing
 
 
 class Edit(Protocol):

@@ -21,7 +21,12 @@ from minihra.arrays import Array
 from minihra.layers.attention import AttentionCache, Reach
 from minihra.layers.linear import LinearCache, LinearParams
 from minihra.layers.norms import EPS, LayerNormCache, LayerNormParams
-from minihra.layers.relative_attention import RelativeAttentionCache, RelativePositionParams, relative_positions
+from minihra.layers.relative_attention import (
+    Projections,
+    RelativeAttentionCache,
+    RelativePositionParams,
+    relative_positions,
+)
 from minihra.layers.rotary import RotaryCache, RotaryTable, rotary_table
 from minihra.layers.shaw_attention import ShawAttentionCache, ShawPositionParams
 from minihra.ops import (
@@ -101,8 +106,11 @@ def self_attention_forward(
     form: Attention,
     eps: float = EPS,
     params: bool = True,
+    kept: Projections | None = None,
 ) -> tuple[Array, SelfAttentionCache]:
-    """Map x (B, T, C) to the branch u (B, T, C); positions is the table of `position_table`."""
+    """Map x (B, T, C) to the branch u (B, T, C); positions is the table of `position_table`, `kept` what layers whose
+    weights nobody moves have made of it.
+    """
     heads = (*x.shape[:2], form.heads, x.shape[2] // form.heads)  # (B, T, A, D)
     a, norm = layer_norm_forward(x, p.norm, eps=eps, params=params)  # (1)
     turned, rotary_input, rotary = a, None, None
@@ -119,7 +127,7 @@ def self_attention_forward(
     match p.position:
         case RelativePositionParams():
             y, attention = relative_attention_forward(
-                q, k, v, positions, valid, p.position, reach=form.reach, params=params
+                q, k, v, positions, valid, p.position, reach=form.reach, params=params, kept=kept
             )  # (7)
         case ShawPositionParams():
             y, attention = shaw_attention_forward(

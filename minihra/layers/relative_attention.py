@@ -16,6 +16,7 @@ writes through the same view. (For i, j < T the address is at most 2T(T-1), whic
 """
 
 import math
+from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple
 
@@ -45,6 +46,25 @@ class RelativeAttentionCache(NamedTuple):
     weights: MaskedSoftmaxCache  # y (B, A, T, T)
     positions: Array | None  # (R, C)  None when the parameters are frozen
     p: RelativePositionParams
+    kept: "Projections | None" = None  # where a twin has r in another form, too
+
+
+class Projections:
+    """Projected positions of layers whose weights nobody moves, which twins keep from one batch to the next.
+
+    A layer has those of its longest utterance so far, in which the positions of a shorter one are the middle.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, str], tuple[Array, int, Array]] = {}
+
+    def of(self, W: Array, form: str, T: int, make: Callable[[], Array]) -> Array:
+        """Return the positions of T frames or more that W projects, in this form: what `make` returns, or has once."""
+        its, longest, r = self._kept.get((id(W), form), (None, 0, None))
+        if its is not W or longest < T:
+            r = make()
+            self._kept[id(W), form] = W, T, r
+        return r
 
 
 def relative_positions(
@@ -93,8 +113,12 @@ def relative_attention_forward(
     *,
     reach: Reach = None,
     params: bool = True,
+    kept: Projections | None = None,
 ) -> tuple[Array, RelativeAttentionCache]:
-    """Attend: q, k, value (B, T, A, D), positions (2T-1, C), valid (B, T) -> y (B, T, A, D), 0 on padded frames."""
+    """Attend: q, k, value (B, T, A, D), positions (2T-1, C), valid (B, T) -> y (B, T, A, D), 0 on padded frames.
+
+    Nothing is `kept` here: how BLAS rounds a row may depend on how many there are.
+    """
     xp, T, (A, D) = array_module(q), q.shape[1], p.u.shape
     q, k, value = (x.swapaxes(1, 2) for x in (q, k, value))  # (B, A, T, D)
     sine, cosine = positions[:T, 0::2] @ p.W[0::2], positions[:T, 1::2] @ p.W[1::2]  # (1)  of p = T-1, ..., 0
@@ -112,7 +136,7 @@ def relative_attention_backward(
     dy: Array, cache: RelativeAttentionCache
 ) -> tuple[Array, Array, Array, RelativePositionParams | None]:
     """Return dq, dk, dvalue (B, T, A, D) and dp for dy (B, T, A, D). The positions are constants."""
-    q, k, value, r, softmax_cache, positions, p = cache
+    q, k, value, r, softmax_cache, positions, p, _ = cache
     xp = array_module(dy)
     dy = dy.swapaxes(1, 2)
     dvalue = softmax_cache.y.swapaxes(2, 3) @ dy  # (6)
