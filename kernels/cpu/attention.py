@@ -30,14 +30,13 @@ from minihra.kernels.cpu.compiled import (
 )
 from minihra.kernels.cpu.product import (
     ROWS,
-    SIDE,
     Matrix,
     after,
     matrix,
     multiply,
     portions_of,
     product,
-    turn_square,
+    turn,
     turned_product,
 )
 from minihra.layers.attention import AttentionCache, Reach
@@ -58,15 +57,6 @@ def _gather(x: Array, b: int, a: int, bias: Array, scale: float, rows: Array) ->
     for t in range(T):
         for d in range(D):
             rows[t, d] = (x[b, t, a, d] + bias[a, d]) * scale
-
-
-@compiled_inside
-def _turn(number: float, rows: Array, turned: Array) -> None:
-    """Let `turned` be the transpose of `rows`."""
-    (N, K), its, to = rows.shape, matrix(rows), matrix(turned)
-    for n in range(0, N, SIDE):
-        for k in range(0, K, SIDE):
-            turn_square(number, after(its, n * K + k), after(to, k * N + n))
 
 
 @compiled_inside
@@ -127,7 +117,7 @@ def _attend(
     for pair in range(low, high):
         a, b = pair // B, pair % B
         _gather(k, b, a, none, ONE, rows)
-        _turn(number, rows, turned)
+        turn(number, wide, across, matrix(rows), matrix(turned))
         _gather(value, b, a, none, ONE, values)
         _gather(q, b, a, u, scale, to_content)
         if positions:
@@ -231,7 +221,7 @@ def _attend_back(
     for pair in range(low, high):
         a, b = pair // B, pair % B
         _gather(value, b, a, none, ONE, rows)
-        _turn(number, rows, turned)
+        turn(number, wide, across, matrix(rows), matrix(turned))
         _gather(k, b, a, none, ONE, keys)
         _gather(q, b, a, u, ONE, to_content)
         _gather(dy, b, a, none, ONE, its_dy)

@@ -15,7 +15,7 @@ from numba import prange
 from minihra.arrays import Array
 from minihra.kernels.cpu.addresses import table_of
 from minihra.kernels.cpu.compiled import ZERO, bounds_for, compiled, compiled_for_threads, copy_row, must_have
-from minihra.kernels.cpu.product import NARROW, Matrix, after, matrix, multiply, number_at
+from minihra.kernels.cpu.product import NARROW, Matrix, after, matrix, multiply, turn
 from minihra.layers.activations import ReluCache
 from minihra.layers.heads import FFNHeadCache, FFNHeadParams, GroupedHeadsCache, HeadParams, Segments
 from minihra.layers.linear import LinearCache, LinearParams
@@ -88,10 +88,7 @@ def _maps_back(
     for n in range(len(Ws)):
         first, last, zero = max(low, starts[n]), min(high, starts[n + 1]), matrix(zeros)
         if first < last:
-            W = Matrix(Ws[n], 0, O, 1)
-            for o in range(O):
-                for i in range(I):
-                    turned[o, i] = number_at(number, W, i * O + o)
+            turn(number, I, O, Matrix(Ws[n], 0, O, 1), matrix(turned))
         for begin in range(first, last, FRAMES):
             end, its_dy = min(begin + FRAMES, last), after(all_dy, begin * O)
             multiply(number, end - begin, O, I, its_dy, matrix(turned), zero, after(all_dx, begin * I))

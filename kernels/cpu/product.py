@@ -291,6 +291,15 @@ def turn_square(context, number, x, y):  # noqa: ANN001, ANN201  Numba reads no 
     return types.void(number, x, y), write
 
 
+@compiled_inside
+def turn(number: float, I: int, O: int, x: Matrix, y: Matrix) -> None:
+    """Let y (O, I) be the transpose of x (I, O), for I and O of SIDE at least; the last squares overlap."""
+    for i in range(0, I, SIDE):
+        for o in range(0, O, SIDE):
+            row, column = min(i, I - SIDE), min(o, O - SIDE)
+            turn_square(number, after(x, row * x.next + column), after(y, column * y.next + row))
+
+
 @compiled
 def _fill(W: Array, turned: bool, skipped: int, panels: Array) -> None:
     """Let panels (P, K, COLUMNS) be those of W (K, O), or where it is to be turned, of W (O, K), after so many that are
