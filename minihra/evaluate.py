@@ -16,7 +16,7 @@ from minihra.device import to_host
 from minihra.graphs import InferenceGraphs
 from minihra.model import infer
 from minihra.parts import is_little, parts_of
-from minihra.recogniser import Recogniser
+from minihra.recogniser import Recogniser, edit_of
 from minihra.speech.beam import beam_decode
 from minihra.speech.chunks import Chunk, chunks_of, stitch
 from minihra.speech.decoding import greedy_decode
@@ -75,7 +75,8 @@ def infer_parts(
         inputs, lengths = pad([features[row] for row in rows], xp)
         outputs = None if graphs is None else graphs.outputs(inputs, lengths, its_tasks)
         if outputs is None:
-            outputs = infer(recogniser.model, inputs, lengths, None if hra is None else hra.edit(its_tasks))
+            edit = None if hra is None else edit_of(recogniser.model, hra, inputs, lengths, its_tasks)
+            outputs = infer(recogniser.model, inputs, lengths, edit)
         logits, valid = to_host(outputs)
         return [row[real] for row, real in zip(logits, valid, strict=True)]
 

@@ -5,6 +5,7 @@ model.safetensors        the backbone's parameters and running statistics, or ad
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from minihra.adapters.files import load_adapter, save_adapter
-from minihra.adapters.hra import HRA
+from minihra.adapters.hra import HRA, HRAEdit
+from minihra.arrays import Array
 from minihra.blocks.config import config_from_json
 from minihra.blocks.conformer import Conformer
 from minihra.blocks.parameters import conformer_shapes
@@ -48,6 +50,17 @@ class Adapter(NamedTuple):
     hra: HRA
     task_by: str
     backbone_sha256: str
+
+
+def edit_of(
+    model: Conformer, hra: HRA, features: Array, lengths: Array, tasks: Sequence[str], *, train_controller: bool = True
+) -> HRAEdit | None:
+    """Bind an adapter to features (B, T, F), of which `lengths` (B,) frames are real: see `HRA.edit`."""
+    frames = model.config.front_end.frames
+    its_lengths = [frames(n) for n in lengths]
+    return hra.edit(
+        tasks, frames=max(1, frames(features.shape[1])), lengths=its_lengths, train_controller=train_controller
+    )
 
 
 def tensors_of(model: Conformer) -> Tree:

@@ -19,7 +19,7 @@ from minihra.graphs import AdaptationGraphs, InferenceGraphs, PretrainingGraphs
 from minihra.model import Loss, backward, ctc_loss, forward, pack_labels
 from minihra.optim import AdamW, clip_by_global_norm
 from minihra.parts import is_little, parts_of
-from minihra.recogniser import Adapter, Recogniser, load_hra, load_own, save_backbone, save_hra
+from minihra.recogniser import Adapter, Recogniser, edit_of, load_hra, load_own, save_backbone, save_hra
 from minihra.speech.augment import SpecAugment
 from minihra.speech.features import pad
 from minihra.threads import share, together
@@ -235,7 +235,7 @@ class Adaptation:
         model, hra = self.recogniser.model, self.adapter.hra
         if self.graph and (result := self._graphs.gradients(*batch)) is not None:
             return result
-        edit = hra.edit(batch.tasks, train_controller=self.train_controller)
+        edit = edit_of(model, hra, *batch[:2], batch.tasks, train_controller=self.train_controller)
         logits, cache = forward(model, batch.features, batch.lengths, edit, recompute=self.recompute)
         loss, dlogits = labelled_loss(self.recogniser, logits, cache.context.valid, batch)
         return loss, backward(dlogits, cache).adapter

@@ -14,6 +14,7 @@ from minihra.cases import numbers
 from minihra.device import to_host
 from minihra.model import backward, ctc_loss, forward
 from minihra.ops import references
+from minihra.recogniser import edit_of
 from minihra.tree import Tree, add, leaves
 from tests.test_twins import assert_same
 from tests.tiny import CONFIG, batch, frozen_backbone, trained_hra
@@ -34,9 +35,9 @@ def whether(task: str, dtype: type) -> Array:
     return np.array([[of_frame == task for of_frame in row] for row in OF_FRAMES], dtype)[..., None]
 
 
-def two_layers(hra: HRA, tasks: Any, frames: int | None, dus: list[Array], xp: ModuleType = np) -> Tree:
+def two_layers(hra: HRA, tasks: Any, frames: int | None, dus: list[Array], xp: ModuleType = np, **how: Any) -> Tree:
     """u of two layers, the gradients of the parameters and those of both x."""
-    edit, carry, us, caches = hra.edit(tasks, frames=frames), None, [], []
+    edit, carry, us, caches = hra.edit(tasks, frames=frames, **how), None, [], []
     for l in range(2):
         x = xp.asarray(numbers(5, T, CONFIG.width, k=l).astype(hra.dtype))
         u, carry, cache = edit.forward("block", l, x, None, carry)
@@ -121,6 +122,43 @@ def test_on_a_gpu_it_is_the_same() -> None:
         hra.move(xp)
         found = to_host(two_layers(hra, TASKS, T, dus, xp))
     assert_same(found, wanted, np.float32)
+
+
+@pytest.mark.parametrize(("lengths", "gathered"), [((6, 6, 6, 7, 5), True), ((6, 7, 6, 7, 5), False)])
+def test_frames_of_padding_are_left_out_where_they_are_many(lengths: tuple[int, ...], gathered: bool) -> None:
+    """From an eighth on: 5 of 35, and not 4. What is real gets the same, as do gradients without those of padding."""
+    hra, tasks = trained_hra(dtype=np.float64), ("bob", "ann", "base", "bob", "eve")
+    real = (np.arange(T) < np.array(lengths)[:, None])[..., None]
+    dus = [numbers(5, T, CONFIG.width, k=7 + l) * real for l in range(2)]
+    us, *wanted = two_layers(hra, tasks, None, dus)
+    found_us, *found = two_layers(hra, tasks, T, dus, lengths=lengths)
+    assert_same((tuple(u * real for u in found_us), *found), (tuple(u * real for u in us), *wanted), np.float64)
+    assert [(u * ~real).any() for u in found_us] == [not gathered] * 2
+    edit = hra.edit(tasks, frames=T, lengths=lengths)
+    assert edit.groups.count(T) == (6 + 6 + 7 + 5 if gathered else 4 * T)
+
+
+def test_a_step_without_padded_frames_is_the_same() -> None:
+    """The loss and its gradients, of utterances of which nearly half is padding, one of them empty."""
+    given, backbone, hra = batch(np.float64), frozen_backbone(np.float64), trained_hra(dtype=np.float64)
+    tasks = ("ann", "bob", "ann", "base", "bob")
+    edit, outcomes = edit_of(backbone, hra, given.features, given.lengths, tasks), []
+    assert edit.frames == FRAMES and edit.groups.count(FRAMES) < 4 * FRAMES
+    for one in (edit, hra.edit(tasks)):
+        logits, cache = forward(backbone, given.features, given.lengths, one)
+        loss, dlogits = ctc_loss(logits, cache.context.valid, given.labels)
+        outcomes.append((np.where(cache.context.valid[..., None], logits, 0), backward(dlogits, cache).adapter, loss))
+    assert_same(*outcomes, np.float64)
+
+
+def test_rows_without_frames_have_a_task() -> None:
+    hra = trained_hra()
+    assert hra.edit(["ann", "bob"], frames=4, lengths=[4, 0]).groups.segments == (("ann", 0, 4),)
+    assert hra.edit(["ann", "bob"], frames=4, lengths=[0, 0]).groups.segments == (("ann", 0, 1), ("bob", 1, 2))
+    with pytest.raises(ValueError, match="row 1: unknown task 'zoe'"):
+        hra.edit(["ann", "zoe"], frames=4, lengths=[4, 0])
+    with pytest.raises(ValueError, match="2 tasks were given for a batch of 3 rows"):
+        hra.edit(["ann", "bob"], frames=4, lengths=[4, 0, 1])
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,24 @@ Ranges = Sequence[tuple[str, int, int]]
 """The tasks of the frames of a row: (task, first frame, the one behind the last); frames in none are "base"."""
 
 
+PADDING = 1 / 8
+"""Share of the frames of a batch that are padding from which on a step takes less time if its others are gathered."""
+
+
+def without_padding(tasks: Sequence[str], lengths: Sequence[int], frames: int) -> list[Ranges] | None:
+    """Return the ranges of the real frames, `lengths` (B,) of `frames`; None where so few are padding that rows are
+    better left as they are, and where nothing is real.
+
+    Raises:
+        ValueError: there are lengths of another number of rows.
+    """
+    if len(tasks) != len(lengths):
+        raise ValueError(f"{len(tasks)} tasks were given for a batch of {len(lengths)} rows")
+    if not any(lengths) or sum(lengths) > (1 - PADDING) * frames * len(lengths):
+        return None
+    return [[(task, 0, n)] if n else [] for task, n in zip(tasks, lengths, strict=True)]
+
+
 class TaskGroups(NamedTuple):
     """Which rows of a batch an adapter edits, grouped by task once for all layers."""
 

@@ -23,6 +23,7 @@ from minihra.adapters.controller import (
     depth_step_forward,
     group_frames,
     group_tasks,
+    without_padding,
 )
 from minihra.adapters.parts import CELLS, HEADS, initial_controller, initial_head, known
 from minihra.arrays import Array, array_module
@@ -121,19 +122,30 @@ class HRA:
         return ParameterCount(shared, per_task, len(self.p.heads), total, backbone and total / backbone)
 
     def edit(
-        self, tasks: Sequence[str | Ranges], *, frames: int | None = None, train_controller: bool = True
+        self,
+        tasks: Sequence[str | Ranges],
+        *,
+        frames: int | None = None,
+        lengths: Sequence[int] | None = None,
+        train_controller: bool = True,
     ) -> "HRAEdit | None":
         """Bind the adapter to a batch whose row b is of task `tasks[b]`; None where every row is "base".
 
         Within a row tasks may change, as in a recording of several speakers: `tasks[b]` then lists (task, first frame,
         the one behind the last) of the layers' frames, of which there are `frames` in a row, T'; what is in no range
-        is "base". With `train_controller=False` the backward gives no gradient of the controller: for tasks that are
-        added later.
+        is "base". For tasks of rows, `lengths` (B,) are how many of the frames are real: where many are padding,
+        nothing is computed for those. With `train_controller=False` the backward gives no gradient of the controller:
+        for tasks that are added later.
 
         Raises:
-            ValueError: an unknown task; the message lists the known ones. Ranges that overlap or lie beyond `frames`.
+            ValueError: an unknown task; the message lists the known ones. Ranges that overlap or lie beyond `frames`;
+                lengths of another number of rows.
         """
         xp = array_module(self.p.controller.W)
+        if lengths is not None:
+            group_tasks(tasks, self.p.heads)  # a mistake is told of a row without frames, too
+            ranges = without_padding(tasks, lengths, frames)
+            tasks, frames = (tasks, None) if ranges is None else (ranges, frames)
         if frames is None:
             if any(not isinstance(task, str) for task in tasks):
                 raise ValueError("tasks of ranges of frames need `frames`, how many frames a row has")
