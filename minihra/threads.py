@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
 
+from minihra.places import anywhere, have_met, here, keep_apart, places_of, settle, staying, watched
 from minihra.tree import Total, Tree, add, whole
 
 Result = TypeVar("Result")
@@ -132,13 +133,24 @@ def share(tasks: Sequence[Callable[[], Result]], *, little: bool = False) -> lis
             return [tasks[0]()]
     helpers = 0 if alone() else min(number, len(tasks)) - 1
     results, waiting = {}, iter(enumerate(tasks))
+    home, apart = here(), keep_apart()
+    places = places_of(helpers + 1, home)
+    elsewhere = anywhere() if places else None
 
     def work() -> None:
-        for place, task in waiting:
-            results[place] = task()
+        with watched(places):
+            for n, task in waiting:
+                results[n] = task()
 
-    with _as_worker():
-        others = [_pool(number - 1).submit(work) for _ in range(helpers)]
+    def help_out(n: int) -> None:
+        if places is not None:
+            if not apart and here() == home:
+                have_met()
+            settle(places[n] if keep_apart() else elsewhere)
+        work()
+
+    with _as_worker(), staying(places[0] if places and apart else None):
+        others = [_pool(number - 1).submit(help_out, n + 1) for n in range(helpers)]
         try:
             work()
         finally:
@@ -183,10 +195,21 @@ def together(tasks: Sequence[Callable[[Total], Result]], *, little: bool = False
     if len(tasks) == 1:
         with _as_worker() if little else nullcontext():
             return [tasks[0](whole)]
-    meeting = _Meeting(len(tasks))
+    meeting, apart, begun = _Meeting(len(tasks)), keep_apart(), []
+    places = places_of(len(tasks), here())
+
+    def attend(n: int) -> Result:
+        if places is not None and apart:
+            settle(places[n])
+        begun.append(here())
+        with watched(places):
+            return meeting.attend(n, tasks[n])
+
     with one_thread_blas(), _workers(len(tasks)) as pool:  # of their own: in a shared one some might wait for a place
-        futures = [pool.submit(meeting.attend, place, task) for place, task in enumerate(tasks)]
+        futures = [pool.submit(attend, n) for n in range(len(tasks))]
         errors = [error for future in futures if (error := future.exception()) is not None]
     for error in sorted(errors, key=lambda error: isinstance(error, BrokenBarrierError)):
         raise error
+    if places is not None and len({*begun}) < len(tasks):
+        have_met()
     return [future.result() for future in futures]

@@ -22,6 +22,7 @@ ROOMS = {
     "minihra.allocator": 0,
     "minihra.device": 0,
     "minihra.threads": 0,
+    "minihra.places": 0,
     "minihra.arrays": 0,
     "minihra.tree": 0,
     "minihra.masks": 0,
@@ -139,14 +140,16 @@ def names_a_backend(imported: House) -> list[str]:
 
 
 def kernels_reach_out(imported: House) -> list[str]:
-    """Imports of kernels beyond the arrays, the threads, and the types and constants of layers and blocks."""
+    """Imports of kernels beyond the arrays, the threads and their places, and the types and constants of layers and
+    blocks.
+    """
     return [
         f"{module}:{i.line} imports {i.module} {i.name or ''}"
         for module, its_imports in imported.items()
         if inside(module, "minihra.kernels")
         for i in its_imports
         if inside(i.module, "minihra")
-        and not inside(i.module, ("minihra.arrays", "minihra.threads", "minihra.kernels"))
+        and not inside(i.module, ("minihra.arrays", "minihra.threads", "minihra.places", "minihra.kernels"))
         and not (inside(i.module, ("minihra.layers", "minihra.blocks")) and (i.name or "")[:1].isupper())
     ]
 

@@ -20,7 +20,6 @@ from minihra.kernels.cpu.compiled import (
     ZERO,
     bounds_for,
     compiled,
-    compiled_for_threads,
     compiled_inside,
     exp,
     largest,
@@ -28,6 +27,7 @@ from minihra.kernels.cpu.compiled import (
     must_have,
     strips,
 )
+from minihra.kernels.cpu.openmp import compiled_for_threads
 from minihra.kernels.cpu.product import (
     ROWS,
     Matrix,

@@ -63,20 +63,12 @@ HOW = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 
 def compiled(function: Callable) -> Callable:
     """Compile a loop at its first call, for the types of that call."""
-    return _compiled(function, SUMS)
+    return compile_loop(function, SUMS)
 
 
 def compiled_strictly(function: Callable) -> Callable:
     """Compile a loop whose sums are done in the order in which they stand."""
-    return _compiled(function, False)
-
-
-def compiled_for_threads(function: Callable) -> Callable:
-    """Compile a loop over `prange`, whose turns the threads of OpenMP share; without OpenMP one thread takes them all.
-
-    Of Numba's own threads the process would die if two threads of Python called at once.
-    """
-    return _compiled(function, SUMS, parallel=OPENMP)
+    return compile_loop(function, False)
 
 
 def bounds_for(n: int, size: int) -> Array:
@@ -92,7 +84,8 @@ def compiled_inside(function: Callable) -> Callable:
     return njit(**HOW, fastmath=SUMS, no_cpython_wrapper=True)(function)
 
 
-def _compiled(function: Callable, fastmath: set[str] | bool, parallel: bool = False) -> Callable:
+def compile_loop(function: Callable, fastmath: set[str] | bool, parallel: bool = False) -> Callable:
+    """Return a loop that is compiled at its first call, and keeps its machine code."""
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE or "")
     try:
         return njit(**HOW, cache=CACHE is not None, fastmath=fastmath, parallel=parallel)(function)

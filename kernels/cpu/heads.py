@@ -14,7 +14,8 @@ from numba import prange
 
 from minihra.arrays import Array
 from minihra.kernels.cpu.addresses import table_of
-from minihra.kernels.cpu.compiled import ZERO, bounds_for, compiled, compiled_for_threads, copy_row, must_have
+from minihra.kernels.cpu.compiled import ZERO, bounds_for, compiled, copy_row, must_have
+from minihra.kernels.cpu.openmp import compiled_for_threads
 from minihra.kernels.cpu.product import NARROW, Matrix, after, matrix, multiply, turn
 from minihra.layers.activations import ReluCache
 from minihra.layers.heads import FFNHeadCache, FFNHeadParams, GroupedHeadsCache, HeadParams, Segments

@@ -18,7 +18,8 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from minihra.arrays import Array, array_module
-from minihra.kernels.cpu.compiled import OPENMP, compiled, compiled_for_threads, compiled_inside, launch, must_have
+from minihra.kernels.cpu.compiled import OPENMP, compiled, compiled_inside, launch, must_have
+from minihra.kernels.cpu.openmp import compiled_for_threads
 from minihra.threads import alone, threads
 
 
