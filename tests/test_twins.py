@@ -816,6 +816,31 @@ def test_long_ctc_in_float32_is_as_near_to_float64_as_the_reference() -> None:
     assert (errors["twin"] < 3 * errors["reference"]).all()
 
 
+@pytest.mark.parametrize("portions", [2, 3, 13])
+def test_threads_share_the_utterances_of_ctc(portions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits for any number of portions; with padding, infeasible utterances and one without frames."""
+    rng, (B, T, S, V) = np.random.default_rng(0), (7, 20, 6, 9)
+    logits, lengths = rng.normal(0, 2, (B, T, V)).astype(np.float32), np.array([20, 7, 0, 20, 3, 19, 20])
+    logits[np.arange(T) >= lengths[:, None]] = np.nan
+    more = {"valid": np.arange(T) < lengths[:, None], "labels": rng.integers(1, V, (B, S))}
+    more["label_lengths"] = np.array([6, 2, 1, 0, 6, 5, 6])
+    forward, backward = map(twin_of, PAIRS["ctc"])
+    shared: list[str] = []
+    for name in ("_shared_forward", "_shared_backward"):
+        loop = getattr(twins_in("ctc"), name)
+        spied = lambda *arrays, loop=loop, name=name: (shared.append(name), loop(*arrays))  # noqa: E731
+        monkeypatch.setattr(twins_in("ctc"), name, spied)
+    found = []
+    for worth in (10**9, 1):
+        monkeypatch.setattr(twins_in("compiled"), "WORTH", worth)
+        monkeypatch.setattr(twins_in("compiled"), "threads", lambda: portions)
+        loss, cache = forward(logits, **more)
+        gradient = backward(np.linspace(0.1, 1, B, dtype=np.float32), cache)
+        found.append([loss.tobytes(), gradient.tobytes(), *(x.tobytes() for x in cache)])
+        assert cache.feasible.tolist() == [True, True, False, True, False, True, True]
+    assert found[0] == found[1] and shared == ["_shared_forward", "_shared_backward"]
+
+
 def which(pair: Pair, x: Array, monkeypatch: pytest.MonkeyPatch) -> str:
     """Whether the switchboard takes the twin or the reference of an activation."""
     monkeypatch.setattr(twins_in(TWINS["swish"]), "swish_forward", lambda x: ("twin", None))

@@ -1,16 +1,17 @@
 """Twin of CTC: each utterance's recursion over its frames is a loop over its states, without arrays in between.
 
 Probabilities are added in the log domain, as in the reference. The backward reads emissions from log_y, and keeps beta
-for one frame alone.
+for one frame alone. The threads of OpenMP share the utterances, unless the caller has but its own thread.
 """
 
 import numpy as np
-from numba import njit
+from numba import njit, prange
 
 from minihra.arrays import Array, array_module
 from minihra.kernels.cpu.compiled import (
     LOWEST,
     ZERO,
+    bounds_for,
     compiled,
     compiled_strictly,
     copy_row,
@@ -20,16 +21,19 @@ from minihra.kernels.cpu.compiled import (
     log,
     must_have,
 )
+from minihra.kernels.cpu.openmp import compiled_for_threads
 from minihra.layers.ctc import CTCCache
 
 NEVER = np.float32(-np.inf)
+APART = 32
+"""Elements between the rooms of two threads, which would take a line of the cache from each other."""
 
 
 @compiled
-def _log_softmax(logits: Array, valid: Array, log_y: Array) -> None:
-    """Take padded frames, which may hold anything, as zeros."""
-    B, T, V = logits.shape
-    for b in range(B):
+def _log_softmax(logits: Array, valid: Array, log_y: Array, low: int, high: int) -> None:
+    """Write those of the utterances `low` ... `high`; take padded frames, which may hold anything, as zeros."""
+    _, T, V = logits.shape
+    for b in range(low, high):
         for t in range(T):
             y = log_y[b, t]
             for v in range(V):
@@ -52,12 +56,14 @@ def _log_add(a: float, b: float, c: float) -> float:
 
 
 @compiled_strictly
-def _forward(log_y: Array, valid: Array, states: Array, skip: Array, log_alpha: Array, before: Array) -> None:
-    """Write alpha (B, T, Z) of every frame; that of a padded frame is its predecessor's. Room: before (Z + 2,), with
-    two states below the first one, in which no path is.
+def _forward(
+    log_y: Array, valid: Array, states: Array, skip: Array, log_alpha: Array, before: Array, low: int, high: int
+) -> None:
+    """Write alpha (B, T, Z) of every frame of these utterances; that of a padded frame is its predecessor's. Room:
+    before (Z + 2,), with two states below the first one, in which no path is.
     """
-    B, T, Z = log_alpha.shape
-    for b in range(B):
+    _, T, Z = log_alpha.shape
+    for b in range(low, high):
         for s in range(Z + 2):
             before[s] = NEVER
         before[2] = ZERO
@@ -73,6 +79,24 @@ def _forward(log_y: Array, valid: Array, states: Array, skip: Array, log_alpha: 
                 copy_row(alpha, before[2:])
             else:
                 copy_row(before[2:], alpha)
+
+
+@compiled_for_threads
+def _shared_forward(
+    logits: Array,
+    valid: Array,
+    states: Array,
+    skip: Array,
+    log_y: Array,
+    log_alpha: Array,
+    before: Array,
+    bounds: Array,
+) -> None:
+    """Compute the utterances between two bounds as one portion, with a row of `before`, which is APART longer."""
+    size = before.shape[1] - APART
+    for n in prange(len(bounds) - 1):
+        _log_softmax(logits, valid, log_y, bounds[n], bounds[n + 1])
+        _forward(log_y, valid, states, skip, log_alpha, before[n, :size], bounds[n], bounds[n + 1])
 
 
 def must_be_labels(states: Array, V: int) -> None:
@@ -96,8 +120,13 @@ def ctc_forward(
     log_end = xp.where((state == last) | (state == last - 1), 0.0, -float("inf")).astype(logits.dtype)
 
     log_y, log_alpha = xp.empty((B, T, V), logits.dtype), xp.empty((B, T, 2 * S + 1), logits.dtype)
-    launch(_log_softmax, xp.ascontiguousarray(logits), valid, log_y)
-    launch(_forward, log_y, valid, states, skip, log_alpha, xp.empty((2 * S + 3,), logits.dtype))
+    logits, bounds = xp.ascontiguousarray(logits), bounds_for(B, log_alpha.size)
+    before = xp.empty((len(bounds) - 1, 2 * S + 3 + APART), logits.dtype)
+    if len(bounds) > 2:
+        launch(_shared_forward, logits, valid, states, skip, log_y, log_alpha, before, bounds)
+    else:
+        launch(_log_softmax, logits, valid, log_y, *map(int, bounds))
+        launch(_forward, log_y, valid, states, skip, log_alpha, before[0, :-APART], *map(int, bounds))
     final = log_alpha[:, T - 1] + log_end
     top = final.max(-1)
     feasible = top != -float("inf")
@@ -123,11 +152,13 @@ def _backward(
     beta: Array,
     skipped: Array,
     go: Array,
+    low: int,
+    high: int,
 ) -> None:
-    """Let dlogits (B, T, V) be the gradient. Room: beta (Z,), skipped (Z,) and go (Z + 2,)."""
-    (B, T, Z), V = log_alpha.shape, log_y.shape[2]
+    """Let dlogits (B, T, V) be the gradient of these utterances. Room: beta (Z,), skipped (Z,) and go (Z + 2,)."""
+    (_, T, Z), V = log_alpha.shape, log_y.shape[2]
     go[Z] = go[Z + 1] = NEVER  # two states above the last one
-    for b in range(B):
+    for b in range(low, high):
         copy_row(log_end[b], beta)
         for t in range(T - 1, -1, -1):
             for v in range(V):
@@ -148,12 +179,41 @@ def _backward(
                 beta[s] = _log_add(go[s], go[s + 1], skipped[s])
 
 
+@compiled_for_threads
+def _shared_backward(
+    dloss: Array,
+    log_y: Array,
+    log_alpha: Array,
+    log_end: Array,
+    log_likelihood: Array,
+    feasible: Array,
+    skip: Array,
+    states: Array,
+    valid: Array,
+    dlogits: Array,
+    beta: Array,
+    skipped: Array,
+    go: Array,
+    bounds: Array,
+) -> None:
+    """Compute the utterances between two bounds as one portion, with a row of each room, which is APART longer."""
+    Z = log_alpha.shape[2]
+    for n in prange(len(bounds) - 1):
+        room = beta[n, :Z], skipped[n, :Z], go[n, : Z + 2], bounds[n], bounds[n + 1]
+        _backward(dloss, log_y, log_alpha, log_end, log_likelihood, feasible, skip, states, valid, dlogits, *room)
+
+
 def ctc_backward(dloss: Array, cache: CTCCache) -> Array:
     """Return dlogits (B, T, V), 0 on padded frames and infeasible utterances, for dloss (B,)."""
     log_y, log_alpha, log_end, log_likelihood, feasible, skip, states, valid = cache
     xp = array_module(log_y)
     dlogits = xp.empty(log_y.shape, log_y.dtype)
     arrays = (dloss, log_y, log_alpha, log_end, log_likelihood, feasible, skip, states, valid)
-    room = (xp.empty((log_alpha.shape[2] + more,), log_y.dtype) for more in (0, 0, 2))
-    launch(_backward, *map(xp.ascontiguousarray, arrays), dlogits, *room)
+    arrays, (B, _, Z) = map(xp.ascontiguousarray, arrays), log_alpha.shape
+    bounds = bounds_for(B, log_alpha.size)
+    room = (xp.empty((len(bounds) - 1, Z + more + APART), log_y.dtype) for more in (0, 0, 2))
+    if len(bounds) > 2:
+        launch(_shared_backward, *arrays, dlogits, *room, bounds)
+    else:
+        launch(_backward, *arrays, dlogits, *(one[0, :-APART] for one in room), *map(int, bounds))
     return dlogits
