@@ -8,6 +8,7 @@ want to run, of all programs, than there are processors; then it is the system's
 """
 
 import ctypes
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -21,7 +22,17 @@ HOLDS = 10.0
 Place = frozenset[int]
 """The processors on which a thread may run."""
 
-_getcpu = getattr(ctypes.CDLL(None), "sched_getcpu", None) if hasattr(os, "sched_setaffinity") else None
+
+def may_move() -> bool:
+    """Whether the system lets threads say where they run."""
+    try:
+        os.sched_setaffinity(0, os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # another system than Linux, or one that forbids it
+        return False
+    return True
+
+
+_getcpu = getattr(ctypes.CDLL(None), "sched_getcpu", None) if may_move() else None
 _HERE = local()
 
 
@@ -36,14 +47,17 @@ def here() -> int | None:
     return None if _getcpu is None else _getcpu()
 
 
-def running() -> int:
-    """Return how many threads of the whole machine run now, or would if they had a processor."""
-    return int(Path("/proc/loadavg").read_text().split()[3].split("/")[0])
+def running() -> float:
+    """Return how many threads of the whole machine run, or would if they had a processor; infinity if nobody tells."""
+    try:
+        return int(Path("/proc/loadavg").read_text().split()[3].split("/")[0])
+    except OSError:
+        return math.inf
 
 
 def have_met() -> None:
     """Say that two threads that compute were on one processor: they keep apart from now on, unless others need it."""
-    if running() <= os.cpu_count():
+    if running() <= (os.cpu_count() or 1):
         _State.until = time.perf_counter() + HOLDS
 
 

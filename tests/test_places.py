@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -46,7 +47,7 @@ def test_who_has_met_keeps_apart_for_a_while(monkeypatch: pytest.MonkeyPatch) ->
     assert not keep_apart()
 
 
-def test_what_runs_is_counted() -> None:
+def test_what_runs_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     stop = threading.Event()
 
     def work() -> None:
@@ -61,6 +62,8 @@ def test_what_runs_is_counted() -> None:
     for worker in workers:
         worker.join()
     assert min(counts) >= 1 and max(counts) >= 2
+    monkeypatch.setattr(places, "Path", lambda _: Path("/nowhere"))
+    assert RUNNING() == np.inf
 
 
 def test_each_has_a_place_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,6 +195,15 @@ def test_a_loop_runs_at_home_and_leaves_the_caller_free(monkeypatch: pytest.Monk
 
 
 def test_where_threads_cannot_be_told_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: Any) -> None:
+        raise PermissionError
+
+    assert places.may_move()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "sched_setaffinity", forbidden)
+        assert not places.may_move()
+        patch.delattr(os, "sched_setaffinity")
+        assert not places.may_move()
     set_threads(2)
     with monkeypatch.context() as patch:
         patch.setattr(places, "_getcpu", None)
