@@ -151,6 +151,12 @@ def test_a_step_without_padded_frames_is_the_same() -> None:
     assert_same(*outcomes, np.float64)
 
 
+def test_an_eighth_of_padding_is_many() -> None:
+    hra = trained_hra()
+    counts = [hra.edit(["ann", "bob"], frames=8, lengths=[8, n]).groups.count(8) for n in (5, 6, 7, 8)]
+    assert counts == [13, 14, 16, 16]
+
+
 def test_rows_without_frames_have_a_task() -> None:
     hra = trained_hra()
     assert hra.edit(["ann", "bob"], frames=4, lengths=[4, 0]).groups.segments == (("ann", 0, 4),)

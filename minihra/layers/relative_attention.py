@@ -56,14 +56,14 @@ class Projections:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, str], tuple[Array, int, Array]] = {}
+        self._kept: dict[tuple[int, str], tuple[int, Array, Array]] = {}
 
     def of(self, W: Array, form: str, T: int, make: Callable[[], Array]) -> Array:
         """Return the positions of T frames or more that W projects, in this form: what `make` returns, or has once."""
-        its, longest, r = self._kept.get((id(W), form), (None, 0, None))
-        if its is not W or longest < T:
+        longest, r, _ = self._kept.get((id(W), form), (0, None, W))
+        if longest < T:
             r = make()
-            self._kept[id(W), form] = W, T, r
+            self._kept[id(W), form] = T, r, W  # while it is kept no other array has its id
         return r
 
 
