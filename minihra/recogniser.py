@@ -57,9 +57,11 @@ def edit_of(
 ) -> HRAEdit | None:
     """Bind an adapter to features (B, T, F), of which `lengths` (B,) frames are real: see `HRA.edit`."""
     frames = model.config.front_end.frames
-    its_lengths = [frames(n) for n in lengths]
     return hra.edit(
-        tasks, frames=max(1, frames(features.shape[1])), lengths=its_lengths, train_controller=train_controller
+        tasks,
+        frames=frames(features.shape[1]),
+        lengths=[frames(n) for n in lengths],
+        train_controller=train_controller,
     )
 
 

@@ -1,5 +1,6 @@
 """A model whose weights nobody moves: what depends on them alone is computed once, and nothing else changes."""
 
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -83,6 +84,19 @@ def test_what_is_not_kept(projected: list[int], monkeypatch: pytest.MonkeyPatch)
     other = p._replace(W=p.W + 1)
     found, wanted = attended(50, other, kept), attended(50, other, None)
     assert [a.tobytes() for a in found] == [a.tobytes() for a in wanted]
+
+
+@needs_twins
+def test_a_matrix_lives_as_long_as_its_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or another one could have its id."""
+    monkeypatch.setattr(twins_in("product"), "alone", lambda: True)
+    p, kept = positions_of(4, 24), Projections()
+    attended(50, p, kept)
+    W = weakref.ref(p.W)
+    del p
+    assert W() is not None
+    del kept
+    assert W() is None
 
 
 def test_the_reference_keeps_nothing() -> None:
