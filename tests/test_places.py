@@ -157,6 +157,10 @@ def test_helpers_of_openmp_go_where_the_caller_is_not(monkeypatch: pytest.Monkey
     openmp, free, sent = openmp_or_skip(), anywhere(), []
     meet, team = openmp.meet, openmp._Team()
 
+    def confined(place: Place) -> int:
+        threads = [os.sched_getaffinity(int(one)) for one in os.listdir("/proc/self/task")]
+        return threads.count({*place})
+
     def spied(number: int, its: Sequence[Place] = ()) -> list[int]:
         sent.append([*its])
         found = meet(number, its)
@@ -166,8 +170,10 @@ def test_helpers_of_openmp_go_where_the_caller_is_not(monkeypatch: pytest.Monkey
     beside = [0, 1]
     team.look(2)
     assert sent == [[]] and team.places is None and not keep_apart()
-    beside = [1, 1]
+    meet(2, [free, free])
+    before, beside = [confined(frozenset({one})) for one in range(max(free) + 1)], [1, 1]
     team.look(2)
+    assert len(team.places[1]) > 1 or confined(team.places[1]) == before[min(team.places[1])] + 1
     assert keep_apart() and team.home() == team.places[0] and sent[1:] == [[], team.places]
     with staying(team.home()):
         caller, helper = meet(2)
