@@ -7,7 +7,7 @@ the caller, too, and with it all threads that it starts.
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,6 @@ from minihra.arrays import Array
 from minihra.kernels.cpu.compiled import OPENMP, SUMS, compile_loop
 from minihra.places import Place, anywhere, have_met, here, keep_apart, places_of, staying
 from minihra.threads import threads
-
-MOST = 1024
-"""Processors that fit into a set of them (CPU_SETSIZE of glibc)."""
 
 EVERY = 0.005
 """Seconds after which a caller looks again where its helpers are, which takes some microseconds."""
@@ -43,6 +40,7 @@ def compiled_for_threads(function: Callable) -> Callable:
     return shared
 
 
+@partial(compile_loop, fastmath=False, parallel=OPENMP)
 def _meet(found: Array, places: Array) -> None:
     """Let found (N,) be the processors of the caller and its helpers, each of whom goes to its place first, if there is
     one: places (N or none, bytes) have a bit for each processor. The caller's is not looked at.
@@ -53,12 +51,10 @@ def _meet(found: Array, places: Array) -> None:
         found[n] = sched_getcpu()
 
 
-_meet = compile_loop(_meet, False, parallel=OPENMP)
-
-
 def meet(number: int, places: Sequence[Place] = ()) -> list[int]:
     """Send helpers to their places, if there are any, and return where `number` threads are, the caller first."""
-    found, bits = np.empty(number, np.int64), np.zeros((len(places), MOST), bool)
+    words = 1 + max(map(max, places), default=0) // 64  # of 64 processors, as Linux has a set of them
+    found, bits = np.empty(number, np.int64), np.zeros((len(places), 64 * words), bool)
     for place, its_bits in zip(places, bits, strict=True):
         its_bits[[*place]] = True
     _meet(found, np.packbits(bits, axis=1, bitorder="little"))
