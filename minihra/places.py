@@ -1,7 +1,7 @@
 """On which processors threads run, where Linux would leave several of them on one.
 
 Who slept is woken where it ran last, or beside the thread that wakes it, unless another processor is known to be free.
-In a virtual machine an idle one often is not: its host has taken it away meanwhile, and Linux counts it as taken
+In a virtual machine an idle one may not be: once its host has taken it away, Linux counts it as taken
 (`available_idle_cpu` in kernel/sched). So two threads that have met on a processor stay there and take turns, while
 another one does nothing. Threads that have met are therefore told to keep apart, for some seconds: unless more threads
 want to run, of all programs, than there are processors; then it is the system's business whose turn it is.
@@ -61,7 +61,7 @@ def have_met() -> None:
         _State.until = time.perf_counter() + HOLDS
 
 
-def keep_apart() -> bool:
+def must_keep_apart() -> bool:
     """Whether threads that compute should keep apart now."""
     return time.perf_counter() < _State.until
 

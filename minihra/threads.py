@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
 
-from minihra.places import anywhere, have_met, here, keep_apart, places_of, settle, staying, watched
+from minihra.places import anywhere, have_met, here, must_keep_apart, places_of, settle, staying, watched
 from minihra.tree import Total, Tree, add, whole
 
 Result = TypeVar("Result")
@@ -133,7 +133,7 @@ def share(tasks: Sequence[Callable[[], Result]], *, little: bool = False) -> lis
             return [tasks[0]()]
     helpers = 0 if alone() else min(number, len(tasks)) - 1
     results, waiting = {}, iter(enumerate(tasks))
-    home, apart = here(), keep_apart()
+    home, apart = here(), must_keep_apart()
     places = places_of(helpers + 1, home)
     elsewhere = anywhere() if places else None
 
@@ -146,7 +146,7 @@ def share(tasks: Sequence[Callable[[], Result]], *, little: bool = False) -> lis
         if places is not None:
             if not apart and here() == home:
                 have_met()
-            settle(places[n] if keep_apart() else elsewhere)
+            settle(places[n] if must_keep_apart() else elsewhere)
         work()
 
     with _as_worker(), staying(places[0] if places and apart else None):
@@ -195,7 +195,7 @@ def together(tasks: Sequence[Callable[[Total], Result]], *, little: bool = False
     if len(tasks) == 1:
         with _as_worker() if little else nullcontext():
             return [tasks[0](whole)]
-    meeting, apart, begun = _Meeting(len(tasks)), keep_apart(), []
+    meeting, apart, begun = _Meeting(len(tasks)), must_keep_apart(), []
     places = places_of(len(tasks), here())
 
     def attend(n: int) -> Result:

@@ -165,6 +165,9 @@ def test_rows_without_frames_have_a_task() -> None:
         hra.edit(["ann", "zoe"], frames=4, lengths=[4, 0])
     with pytest.raises(ValueError, match="2 tasks were given for a batch of 3 rows"):
         hra.edit(["ann", "bob"], frames=4, lengths=[4, 0, 1])
+    for tasks, frames in ((["ann"], None), ([[("ann", 0, 2)]], 4)):
+        with pytest.raises(ValueError, match="`lengths` need `frames`"):
+            hra.edit(tasks, frames=frames, lengths=[4])
 
 
 @pytest.mark.parametrize(

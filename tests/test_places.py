@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from minihra import places
 from minihra import threads as module
 from minihra.ops import twins_in
-from minihra.places import Place, anywhere, have_met, here, keep_apart, places_of, staying
+from minihra.places import Place, anywhere, have_met, here, must_keep_apart, places_of, staying
 from minihra.threads import set_threads, share, threads, together
 
 pytestmark = pytest.mark.skipif(here() is None, reason="threads can be told where to run on Linux alone")
@@ -35,16 +36,16 @@ def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_who_has_met_keeps_apart_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(places, "time", SimpleNamespace(perf_counter=lambda: now))
-    assert not keep_apart()
+    assert not must_keep_apart()
     have_met()
-    assert keep_apart()
+    assert must_keep_apart()
     now += places.HOLDS - 0.1
-    assert keep_apart()
+    assert must_keep_apart()
     now += 0.2
-    assert not keep_apart()
+    assert not must_keep_apart()
     monkeypatch.setattr(places, "running", lambda: os.cpu_count() + 1)
     have_met()
-    assert not keep_apart()
+    assert not must_keep_apart()
 
 
 def test_what_runs_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +102,9 @@ def seen_by(run: Callable[[list], Any], number: int) -> list[Place]:
 
 @needs_two
 @pytest.mark.parametrize("run", [share, together])
-def test_tasks_keep_apart(run: Callable[[list], Any]) -> None:
+def test_tasks_keep_apart(run: Callable[[list], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they have been told to, and nowhere else."""
+    monkeypatch.setattr(module, "have_met", lambda: None)  # as they may, in fact
     set_threads(2)
     free = anywhere()
     for met in (False, True, True, False):
@@ -124,8 +127,24 @@ def test_who_meets_is_noted(run: Callable[[list], Any], monkeypatch: pytest.Monk
     for file in (module, places):
         monkeypatch.setattr(file, "here", lambda: one)
     seen = seen_by(run, 2)
-    assert keep_apart()
+    assert must_keep_apart()
     assert (anywhere() - {one} in seen) == (run is share)
+
+
+@needs_two
+@pytest.mark.parametrize("run", [share, together])
+def test_tasks_are_watched(run: Callable[[list], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They begin on processors of their own, and each is found elsewhere in the end."""
+    set_threads(2)
+    numbers, caller, home = count(10_000), threading.current_thread(), min(anywhere())
+    monkeypatch.setattr(module, "here", lambda: home if threading.current_thread() is caller else next(numbers))
+    still = iter([0] * 8)
+    monkeypatch.setattr(places, "here", lambda: next(still))
+    seen_by(run, 2)
+    assert not must_keep_apart()
+    monkeypatch.setattr(places, "here", lambda: next(numbers))
+    seen_by(run, 2)
+    assert must_keep_apart()
 
 
 @needs_two
@@ -134,14 +153,14 @@ def test_who_is_moved_has_met(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "here", lambda: next(numbers))
     with places.watched(None):
         pass
-    assert not keep_apart()
+    assert not must_keep_apart()
     with places.watched([frozenset({0}), frozenset({1})]):
         pass
-    assert not keep_apart()
+    assert not must_keep_apart()
     numbers = iter((0, 1))
     with places.watched([frozenset({0}), frozenset({1})]):
         pass
-    assert keep_apart()
+    assert must_keep_apart()
 
 
 def openmp_or_skip() -> ModuleType:
@@ -169,12 +188,12 @@ def test_helpers_of_openmp_go_where_the_caller_is_not(monkeypatch: pytest.Monkey
     monkeypatch.setattr(openmp, "meet", spied)
     beside = [0, 1]
     team.look(2)
-    assert sent == [[]] and team.places is None and not keep_apart()
+    assert sent == [[]] and team.places is None and not must_keep_apart()
     meet(2, [free, free])
     before, beside = [confined(frozenset({one})) for one in range(max(free) + 1)], [1, 1]
     team.look(2)
     assert len(team.places[1]) > 1 or confined(team.places[1]) == before[min(team.places[1])] + 1
-    assert keep_apart() and team.home() == team.places[0] and sent[1:] == [[], team.places]
+    assert must_keep_apart() and team.home() == team.places[0] and sent[1:] == [[], team.places]
     with staying(team.home()):
         caller, helper = meet(2)
         assert {caller} == team.home() and helper in team.places[1]

@@ -15,7 +15,7 @@ from numba import config, prange, types
 
 from minihra.arrays import Array
 from minihra.kernels.cpu.compiled import OPENMP, SUMS, compile_loop
-from minihra.places import Place, anywhere, have_met, here, keep_apart, places_of, staying
+from minihra.places import Place, anywhere, have_met, here, must_keep_apart, places_of, staying
 from minihra.threads import threads
 
 EVERY = 0.005
@@ -78,13 +78,13 @@ class _Team(threading.local):
 
     def look(self, number: int) -> None:
         """Have the helpers keep apart if they must, let them go if they need not."""
-        if self.places and not (keep_apart() and len(self.places) == number):
+        if self.places and not (must_keep_apart() and len(self.places) == number):
             meet(len(self.places), [anywhere()] * len(self.places))
             self.places = None
         if self.places is None and (places := places_of(number, here())):
             if len({*meet(number)}) < number:
                 have_met()
-            if keep_apart():
+            if must_keep_apart():
                 meet(number, places)
                 self.places = places
 

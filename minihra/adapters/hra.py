@@ -139,10 +139,12 @@ class HRA:
 
         Raises:
             ValueError: an unknown task; the message lists the known ones. Ranges that overlap or lie beyond `frames`;
-                lengths of another number of rows.
+                lengths of another number of rows, without `frames`, or for rows of several tasks.
         """
         xp = array_module(self.p.controller.W)
         if lengths is not None:
+            if frames is None or any(not isinstance(task, str) for task in tasks):
+                raise ValueError("`lengths` need `frames`, how many frames a row has, and a task for each row")
             group_tasks(tasks, self.p.heads)  # a mistake is told of a row without frames, too
             ranges = without_padding(tasks, lengths, frames)
             tasks, frames = (tasks, None) if ranges is None else (ranges, frames)
